@@ -1,0 +1,2 @@
+// The program that people start.
+int main() { return 1; }

@@ -1,0 +1,119 @@
+// What a GPT needs of a device: memory, packed weights, and a handful of operations. One class a device implements them
+// (runtime/cpu/, later runtime/cuda/); shapes are checked once, here. Rows are independent: the bits of one row's
+// result depend on that row and the weights alone, never on how many rows or segments a call holds, on threads, or
+// on where in the ring the row lies.
+#pragma once
+
+#include "runtime/noise.h"
+#include "runtime/tensor.h"
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace kvmesh {
+
+/// A weight matrix [K, N] in the layout that the device's GEMM reads. `data` may lie in memory shared by several ranks.
+struct Weight {
+  std::int64_t k = 0, n = 0;
+  DType dtype = DType::f32;
+  Tensor data;  // u8 [Device::weight_bytes(dtype, k, n)]
+};
+
+/// What happens to an element of x·w, in float32, before it is rounded once to the output's dtype.
+enum class Epilogue {
+  none,          ///< out = x·w
+  add,           ///< out = out + x·w (the residual)
+  relu_squared,  ///< out = max(x·w, 0)²
+  soft_cap,      ///< out = cap · tanh(x·w / cap)
+};
+
+/// A run of consecutive tokens of one row within a packed pass. Positions are absolute cursors: the row began at `start`, the
+/// run's tokens are at [begin, begin + count), the slot of position p is p mod size, and RoPE's angle counts from `start`.
+struct Segment {
+  std::int64_t start = 0;
+  std::int64_t begin = 0;
+  std::int32_t place = 0;   ///< the row's place in the cache
+  std::int32_t count = 0;
+  std::int32_t offset = 0;  ///< the run's first row in the packed tensors
+};
+
+/// One layer's keys and values, the ring: [places, kv_heads, size, head_dim], keys after norm and RoPE.
+struct LayerCache {
+  Tensor k, v;
+};
+
+/// How one row of logits is turned into a token.
+struct SampleRow {
+  float temperature = 0;            ///< ≤ 0: greedy (argmax, the lowest id among equals)
+  std::int32_t top_k = 0;           ///< 0: off; keeps ties of the k-th
+  float top_p = 1, min_p = 0;       ///< 1 and 0: off
+  NoiseKey key;                     ///< of this draw
+  std::uint64_t first_count = 0;    ///< noise counter of vocabulary entry 0 (b·V for row b of a [B,V] draw)
+  std::int32_t forced = -1;         ///< ≥ 0: log-probability of this id instead of the drawn one; the token is the argmax
+};
+
+struct SampleOut {
+  Tensor tokens;     // i32 [R]
+  Tensor log_probs;  // f32 [R, 1 + N]: of the token (or the forced one), then of the N best; undefined tensor: not computed
+  Tensor top_ids;    // i32 [R, N] the N best, best first, ties by lower id; undefined when N = 0
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  Device() = default;
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  /// For people, e.g. "cpu (avx512_bf16, 2 threads)".
+  virtual std::string describe() const = 0;
+
+  /// Uninitialized memory of the device.
+  virtual Tensor empty(DType dtype, Shape shape) = 0;
+  /// Between host and device or within the device; returns when `source` may be changed and `target` read.
+  virtual void copy(const Tensor& source, const Tensor& target) = 0;
+
+  /// Bytes of a packed [k, n] weight; the packed layout starts at 64-byte aligned addresses.
+  virtual std::size_t weight_bytes(DType dtype, std::int64_t k, std::int64_t n) const = 0;
+  /// Packs host rows `source` [k, n] (f32 or bf16, row-major) into `target`, host memory of weight_bytes(dtype, k, n) bytes.
+  virtual void pack_weight(const Tensor& source, DType dtype, void* target) const = 0;
+
+  /// out [T, D] = table[ids[t]]; ids i32 [T], each within table [V, D]; dtypes of table and out are equal.
+  void gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out);
+  /// out [T, D] = x / sqrt(mean(x²) + eps), computed in float32.
+  void rms_norm(const Tensor& x, float eps, const Tensor& out);
+  /// out [T, N] = epilogue(x [T, K] · w [K, N]); sums in float32 in an order fixed by K alone. x has w's dtype; out has it
+  /// too, or is f32. `cap` > 0 is soft_cap's.
+  void linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap = 0);
+  /// From qkv [T, (H + 2·K)·h] (all query heads, then key heads, then value heads): q and k normed per head; RoPE'd by
+  /// rope [size, h] (cos of h/2 angles, then sin; row = position - start) unless it is undefined; q [T, H·h] out, k and v into the ring.
+  void norm_rope_append(const Tensor& qkv, std::span<const Segment> segments, const Tensor& rope, float eps, const Tensor& q, const LayerCache& cache);
+  /// out [T, H·h] = softmax(q·k / sqrt(h))·v over the row's own keys start … position, and with window ≥ 0 only those from
+  /// position - window on. Query head i reads key head i / (H / K). Call after norm_rope_append of the same segments.
+  void attention(const Tensor& q, std::span<const Segment> segments, const LayerCache& cache, std::int64_t window, const Tensor& out);
+  /// Copies `count` positions of keys and values from (source, from) to (target, to), with the ring's wrap on both sides.
+  void copy_rows(const LayerCache& cache, std::int32_t source, std::int64_t from, std::int32_t target, std::int64_t to, std::int64_t count);
+  /// logits f32 [R, V] → out, rows[r] for row r. Contract, sections 4 and 5.
+  void sample(const Tensor& logits, std::span<const SampleRow> rows, const SampleOut& out);
+
+ private:
+  virtual void do_gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out) = 0;
+  virtual void do_rms_norm(const Tensor& x, float eps, const Tensor& out) = 0;
+  virtual void do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap) = 0;
+  virtual void do_norm_rope_append(const Tensor& qkv, std::span<const Segment> segments, const Tensor& rope, float eps, const Tensor& q, const LayerCache& cache) = 0;
+  virtual void do_attention(const Tensor& q, std::span<const Segment> segments, const LayerCache& cache, std::int64_t window, const Tensor& out) = 0;
+  virtual void do_copy_rows(const LayerCache& cache, std::int32_t source, std::int64_t from, std::int32_t target, std::int64_t to, std::int64_t count) = 0;
+  virtual void do_sample(const Tensor& logits, std::span<const SampleRow> rows, const SampleOut& out) = 0;
+};
+
+struct DeviceOptions {
+  int threads = 0;  ///< CPU threads of this rank; 0: as many as it may run on
+};
+
+/// The one factory. kind: "cpu", "cuda", or "auto" (cuda where it is compiled in and a GPU answers, else cpu).
+std::unique_ptr<Device> make_device(std::string_view kind, const DeviceOptions& options);
+
+}  // namespace kvmesh
