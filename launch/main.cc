@@ -1,2 +1,85 @@
-// The program that people start.
-int main() { return 1; }
+// The program that people start: kvmesh COMMAND [options], alone or under mpirun or srun.
+#include "launch/commands.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <cstdio>
+#include <exception>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace {
+
+using namespace kvmesh;
+
+constexpr const char* usage =
+    "Usage: kvmesh COMMAND [options]        (kvmesh COMMAND --help lists the options)\n"
+    "  generate   complete a file of prompts, on all ranks: mpirun -np N kvmesh generate …\n"
+    "  score      log-likelihoods of given completions, on all ranks\n"
+    "  tokenize   text to token ids and back\n"
+    "  inspect    what is in a checkpoint folder\n"
+    "  --version  what was compiled in\n";
+
+struct Failure {
+  int code;
+  std::string message;
+};
+
+// Runs `body`; what it throws becomes an exit code and a sentence.
+template <typename Body>
+std::optional<Failure> guarded(const Body& body) {
+  try {
+    body();
+    return std::nullopt;
+  } catch (const Error& e) {
+    return Failure{static_cast<int>(e.fault()), e.what()};
+  } catch (const std::bad_alloc&) {
+    return Failure{static_cast<int>(Fault::rank), "out of memory"};
+  } catch (const std::exception& e) {
+    return Failure{static_cast<int>(Fault::rank), e.what()};
+  }
+}
+
+int run_alone(int (*command)(std::span<const std::string>), std::span<const std::string> args) {
+  int code = 0;
+  if (const auto failure = guarded([&] { code = command(args); })) {
+    fmt::print(stderr, "kvmesh: {}\n", failure->message);
+    return failure->code;
+  }
+  return code;
+}
+
+int run_on_mesh(int (*command)(std::span<const std::string>, ProcessGroup&), std::span<const std::string> args, int argc, char** argv) {
+  ProcessGroup group(argc, argv, std::chrono::seconds(60));
+  int code = 0;
+  const auto failure = guarded([&] { code = command(args, group); });
+  if (!failure) return code;
+  // A fault that all ranks have met alike (a wrong option, say) is told once and ends the job in order. Else this rank tells it and
+  // ends the others, which may still be computing or waiting for it; the delay leaves the telling to the lowest rank at fault.
+  if (group.all_arrive(std::chrono::seconds(2))) {
+    if (group.rank() == 0) fmt::print(stderr, "kvmesh: {}\n", failure->message);
+    return failure->code;
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(100) * group.rank());
+  fmt::print(stderr, "kvmesh: [rank {}] {}\n", group.rank(), failure->message);
+  group.abort(failure->code);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::vector<std::string> words(argv + 1, argv + argc);
+  const std::string command = words.empty() ? "" : words[0];
+  const std::span<const std::string> args = std::span(words).subspan(words.empty() ? 0 : 1);
+  if (command == "generate") return run_on_mesh(generate_command, args, argc, argv);
+  if (command == "score") return run_on_mesh(score_command, args, argc, argv);
+  if (command == "tokenize") return run_alone(tokenize_command, args);
+  if (command == "inspect") return run_alone(inspect_command, args);
+  if (command == "--version") return version_command();
+  if (command == "--help" || command == "-h" || command == "help") return std::fputs(usage, stdout) < 0;
+  fmt::print(stderr, "kvmesh: {}\n{}", command.empty() ? "no command" : "unknown command '" + command + "'", usage);
+  return 1;
+}

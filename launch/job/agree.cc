@@ -1,0 +1,53 @@
+// One rank acts, all ranks know.
+#include "launch/job/agree.h"
+
+#include <cstring>
+
+namespace kvmesh {
+
+std::int64_t from_first_rank(Communicator& ranks, std::int64_t value) {
+  const Tensor t = host_tensor(DType::i64, {1});
+  t.data<std::int64_t>()[0] = value;
+  ranks.broadcast(t, 0);
+  return t.data<std::int64_t>()[0];
+}
+
+std::int64_t largest(Communicator& ranks, std::int64_t value) {
+  if (ranks.size() == 1) return value;
+  const Tensor t = host_tensor(DType::i64, {1});
+  t.data<std::int64_t>()[0] = value;
+  ranks.all_reduce(t, Reduce::max);
+  return t.data<std::int64_t>()[0];
+}
+
+void broadcast_bytes(Communicator& ranks, std::string& bytes) {
+  if (ranks.size() == 1) return;
+  const std::int64_t size = from_first_rank(ranks, std::ssize(bytes));
+  if (size == 0) return bytes.clear();
+  const Tensor t = host_tensor(DType::u8, {size});
+  if (ranks.rank() == 0) std::memcpy(t.raw(), bytes.data(), bytes.size());
+  ranks.broadcast(t, 0);
+  bytes.assign(reinterpret_cast<const char*>(t.data<std::uint8_t>()), static_cast<std::size_t>(size));
+}
+
+void on_first_rank(Communicator& ranks, const std::function<void()>& body) {
+  std::int64_t fault = 0;
+  std::string message;
+  if (ranks.rank() == 0) {
+    try {
+      body();
+    } catch (const Error& e) {
+      fault = static_cast<std::int64_t>(e.fault());
+      message = e.what();
+    } catch (const std::exception& e) {
+      fault = static_cast<std::int64_t>(Fault::rank);
+      message = e.what();
+    }
+  }
+  fault = from_first_rank(ranks, fault);
+  if (fault == 0) return;
+  broadcast_bytes(ranks, message);
+  throw Error(static_cast<Fault>(fault), message);
+}
+
+}  // namespace kvmesh

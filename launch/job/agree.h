@@ -1,0 +1,24 @@
+// Doing a thing on one rank so that all ranks learn how it went.
+#pragma once
+
+#include "comm/communicator.h"
+
+#include <functional>
+#include <string>
+
+namespace kvmesh {
+
+/// Runs `body` on rank 0 while the others wait for it (bounded by the communicator's deadline). When it throws an Error, every
+/// rank throws that Error. Collective.
+void on_first_rank(Communicator& ranks, const std::function<void()>& body);
+
+/// Rank 0's value on every rank. Collective.
+std::int64_t from_first_rank(Communicator& ranks, std::int64_t value);
+
+/// The largest of the ranks' values. Collective.
+std::int64_t largest(Communicator& ranks, std::int64_t value);
+
+/// Rank 0's bytes on every rank. Collective.
+void broadcast_bytes(Communicator& ranks, std::string& bytes);
+
+}  // namespace kvmesh

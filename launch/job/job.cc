@@ -1,0 +1,37 @@
+// A job's common beginning.
+#include "launch/job/job.h"
+
+#include "comm/sharding.h"
+#include "model/checkpoint.h"
+
+#include <sched.h>
+
+#include <algorithm>
+
+namespace kvmesh {
+namespace {
+
+// This rank's share of the cores that the host's ranks may use, at least one.
+int default_threads(const ProcessGroup& group) {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
+  return std::max(1, CPU_COUNT(&set) / group.local_size());
+}
+
+}  // namespace
+
+Job::Job(const MeshOptions& options, ProcessGroup& group) {
+  group.set_deadline(std::chrono::duration<double>(options.comm_timeout));
+  ShardingRules().check_runnable(Mesh::parse(options.mesh, group.size()));
+  device = make_device(options.device, {options.threads > 0 ? options.threads : default_threads(group)});
+  config = read_config(options.checkpoint / "config.json");
+  dtype = options.dtype == "auto" ? config.dtype : options.dtype == "float32" ? DType::f32 : DType::bf16;
+  tokenizer = load_tokenizer(options.checkpoint, config);
+}
+
+const Gpt& Job::load(const std::filesystem::path& checkpoint, ProcessGroup& group) {
+  gpt_ = std::make_unique<Gpt>(config, dtype, load_weights(checkpoint, config, dtype, *device, group), *device);
+  return *gpt_;
+}
+
+}  // namespace kvmesh

@@ -1,0 +1,30 @@
+// What generate and score begin alike: the mesh checked, device, checkpoint and tokenizer in place.
+#pragma once
+
+#include "launch/options.h"
+
+#include "comm/process_group.h"
+#include "model/gpt.h"
+
+#include <memory>
+#include <optional>
+
+namespace kvmesh {
+
+struct Job {
+  /// Collective. The group's deadline becomes --comm-timeout.
+  Job(const MeshOptions& options, ProcessGroup& group);
+
+  std::unique_ptr<Device> device;
+  ModelConfig config;
+  std::optional<Tokenizer> tokenizer;
+  DType dtype;
+
+  /// Loads the weights (collective); once.
+  const Gpt& load(const std::filesystem::path& checkpoint, ProcessGroup& group);
+
+ private:
+  std::unique_ptr<Gpt> gpt_;
+};
+
+}  // namespace kvmesh

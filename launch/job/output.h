@@ -1,0 +1,44 @@
+// Where finished lines go. A row has an ordinal (index · samples + sample); lines arrive in any order and come out by ordinal.
+// Only rank 0 has an output.
+#pragma once
+
+#include "launch/job/rows.h"
+
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace kvmesh {
+
+class Output {
+ public:
+  virtual ~Output() = default;
+  /// The line of `span` ordinals from `ordinal` on (an error line stands for all samples of its row).
+  virtual void add(std::int64_t ordinal, std::int64_t span, bool error, const std::string& line) = 0;
+  /// Makes what has been added durable if some time has passed; called once a step.
+  virtual void commit() {}
+  /// All rows are there: makes the output complete.
+  virtual void finish() = 0;
+  /// Ordinals that were finished before this start.
+  virtual std::vector<bool> done() const { return {}; }
+  /// Error lines among those.
+  virtual std::int64_t errors_before() const { return 0; }
+};
+
+/// Lines to a stream, each as soon as all before it have been written. Borrows `stream`.
+std::unique_ptr<Output> make_stream_output(std::FILE* stream);
+
+/// Whether `file` is complete and was made by what `identity` says. An Error names the first difference if it is complete but was made otherwise, and
+/// says so if it is not kvmesh's at all.
+bool is_complete(const std::filesystem::path& file, const Json& identity);
+
+/// A file that appears when it is complete. Until then its lines are in FILE.journal, each with a checksum; the same command (equal
+/// `identity`) goes on from there, a torn last line is dropped. The journal is locked while a job writes it. FILE.manifest.json
+/// holds the identity and, in the end, counts. `fresh` throws away what is there. Errors: Fault::usage for another identity or a second
+/// job, Fault::io for what the file system refuses.
+std::unique_ptr<Output> make_file_output(const std::filesystem::path& file, const Json& identity, bool fresh);
+
+}  // namespace kvmesh

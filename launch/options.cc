@@ -1,0 +1,162 @@
+// What each option is called, means and may be.
+#include "launch/options.h"
+
+#include <boost/program_options.hpp>
+
+#include <cmath>
+#include <fstream>
+#include <iostream>
+
+namespace kvmesh {
+namespace {
+
+namespace po = boost::program_options;
+
+// Fills `values` from the command line, then from --config FILE. False after --help.
+bool parse(std::span<const std::string> args, const po::options_description& options, const char* usage, bool speak) {
+  po::variables_map values;
+  try {
+    po::store(po::command_line_parser(std::vector<std::string>(args.begin(), args.end())).options(options).positional({}).run(), values);
+    if (values.count("help")) {
+      if (speak) std::cout << "Usage: " << usage << "\n\n" << options;
+      return false;
+    }
+    if (values.count("config") && !values["config"].as<std::string>().empty()) {
+      const auto file = values["config"].as<std::string>();
+      std::ifstream in(file);
+      check(in.good(), "--config {}: cannot be read", file);
+      try {
+        po::store(po::parse_config_file(in, options), values);
+      } catch (const po::error& e) {
+        fail(Fault::usage, "{}: {}", file, e.what());
+      }
+    }
+    po::notify(values);
+  } catch (const po::error& e) {
+    fail(Fault::usage, "{} (kvmesh COMMAND --help lists the options)", e.what());
+  }
+  return true;
+}
+
+template <typename T>
+po::typed_value<T>* value(T& target, const char* name) {
+  return po::value<T>(&target)->default_value(target)->value_name(name);
+}
+
+template <typename T>
+T choose(const std::string& option, const std::string& word, std::initializer_list<std::pair<const char*, T>> choices) {
+  std::string all;
+  for (const auto& [name, result] : choices) {
+    if (word == name) return result;
+    all += (all.empty() ? "" : ", ") + std::string(name);
+  }
+  fail(Fault::usage, "--{} {}: not one of {}", option, word, all);
+}
+
+void add_mesh_options(po::options_description& options, MeshOptions& mesh, std::string& checkpoint, std::string& prompts, std::string& output) {
+  options.add_options()("help,h", "this text")                                                                     //
+      ("config", po::value<std::string>()->value_name("FILE"), "INI file with the same names; the command line wins")  //
+      ("checkpoint", value(checkpoint, "DIR"), "folder with config.json, model.safetensors, tokenizer.tiktoken")  //
+      ("prompts", value(prompts, "FILE"), "one JSON object a line")                                                //
+      ("output", value(output, "FILE"), "one JSON object a line, in input order; - is standard output")            //
+      ("device", value(mesh.device, "KIND"), "cpu, cuda, or auto: cuda where a GPU answers, else cpu")             //
+      ("dtype", value(mesh.dtype, "TYPE"), "float32, bfloat16, or auto: config.json's")                            //
+      ("batch-size", value(mesh.batch_size, "B"), "rows in flight on the whole mesh")                              //
+      ("mesh", value(mesh.mesh, "x=N"), "the mesh's axes; their product is the number of ranks")                   //
+      ("threads", value(mesh.threads, "N"), "CPU threads a rank; 0: the cores it may use, shared with the host's other ranks")  //
+      ("comm-timeout", value(mesh.comm_timeout, "SECONDS"), "no rank waits longer for another");
+}
+
+void finish_mesh_options(MeshOptions& mesh, const std::string& checkpoint, const std::string& prompts, const std::string& output) {
+  check(!checkpoint.empty(), "--checkpoint DIR is required");
+  mesh.checkpoint = checkpoint;
+  mesh.prompts = prompts;
+  mesh.output = output;
+  check(mesh.batch_size >= 1 && mesh.batch_size <= 1 << 20, "--batch-size {}: must be 1 to {}", mesh.batch_size, 1 << 20);
+  check(mesh.comm_timeout > 0, "--comm-timeout {}: must be positive", mesh.comm_timeout);
+  check(mesh.threads >= 0 && mesh.threads <= 1024, "--threads {}: must be 0 to 1024", mesh.threads);
+  choose<int>("device", mesh.device, {{"cpu", 0}, {"cuda", 0}, {"auto", 0}});
+  choose<int>("dtype", mesh.dtype, {{"float32", 0}, {"bfloat16", 0}, {"auto", 0}});
+}
+
+}  // namespace
+
+std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std::string> args, bool speak) {
+  GenerateCommandOptions o;
+  std::string checkpoint, prompts, output, rng = "row", sync = "tokens", pad = "power-of-two";
+  std::int64_t seed = 0, logprobs = -1;
+  po::options_description options("Options");
+  add_mesh_options(options, o.mesh, checkpoint, prompts, output);
+  options.add_options()  //
+      ("prompt", po::value(&o.prompt)->value_name("TEXT")->composing(), "a prompt, instead of --prompts; repeatable")  //
+      ("max-new-tokens", value(o.row.max_new_tokens, "N"), "a completion's most tokens")                                 //
+      ("temperature", value(o.row.temperature, "T"), "0 or less: the most probable token")                              //
+      ("top-k", value(o.row.top_k, "K"), "draw among the K best (and ties of the K-th); 0: all")                        //
+      ("top-p", value(o.row.top_p, "P"), "draw among the fewest tokens that have probability P together; 1: all")       //
+      ("min-p", value(o.row.min_p, "P"), "draw among tokens at least P times as probable as the best; 0: all")          //
+      ("seed", value(seed, "S"), "0 to 4294967295")                                                                     //
+      ("rng", value(rng, "MODE"), "row: a draw depends on seed, row, sample and token; jax: the original's generate() over one batch")  //
+      ("stop", po::value(&o.row.stop)->value_name("TEXT")->composing(), "end a completion before this text; repeatable")  //
+      ("stop-token", po::value(&o.row.stop_tokens)->value_name("ID")->composing(), "end a completion with this token; repeatable")  //
+      ("ignore-eos", po::bool_switch(&o.row.ignore_eos), "<|endoftext|> does not stop")                                 //
+      ("samples", value(o.generate.samples, "N"), "completions a prompt")                                               //
+      ("logprobs", po::value(&logprobs)->value_name("N"), "log-probabilities of the new tokens, and the N best")        //
+      ("pad", value(pad, "MODE"), "left-pad a batch to power-of-two or longest; changes no result")                     //
+      ("sync", value(sync, "WHAT"), "what the ranks gather each step: tokens, or logits, which every rank then samples and compares")  //
+      ("static-batches", po::bool_switch(&o.generate.static_batches), "rows enter only when the whole batch has finished")  //
+      ("fresh", po::bool_switch(&o.fresh), "start over instead of going on with what --output FILE already has");
+  if (!parse(args, options, "kvmesh generate --checkpoint DIR (--prompts FILE | --prompt TEXT …) [--output FILE | -]", speak)) return std::nullopt;
+  finish_mesh_options(o.mesh, checkpoint, prompts, output);
+  check(prompts.empty() != o.prompt.empty(), "{}", prompts.empty() ? "no input: give --prompts FILE or --prompt TEXT" : "--prompts and --prompt exclude each other");
+  check(o.row.max_new_tokens >= 1, "--max-new-tokens {}: must be 1 or more", o.row.max_new_tokens);
+  check(std::isfinite(o.row.temperature), "--temperature: must be a finite number");
+  check(o.row.top_k >= 0, "--top-k {}: must be 0 or more", o.row.top_k);
+  check(o.row.top_p > 0 && o.row.top_p <= 1, "--top-p {}: must be above 0 and at most 1", o.row.top_p);
+  check(o.row.min_p >= 0 && o.row.min_p <= 1, "--min-p {}: must be 0 to 1", o.row.min_p);
+  check(seed >= 0 && seed < std::int64_t{1} << 32, "--seed {}: must be 0 to 4294967295", seed);
+  check(o.generate.samples >= 1 && o.generate.samples <= 1 << 20, "--samples {}: must be 1 to {}", o.generate.samples, 1 << 20);
+  check(logprobs >= -1 && logprobs <= 1000, "--logprobs {}: must be 0 to 1000", logprobs);
+  for (const std::string& stop : o.row.stop) check(!stop.empty(), "--stop: the text is empty");
+  o.generate.batch_size = o.mesh.batch_size;
+  o.generate.seed = static_cast<std::uint32_t>(seed);
+  o.generate.logprobs = static_cast<std::int32_t>(logprobs);
+  o.generate.rng = choose<Rng>("rng", rng, {{"row", Rng::row}, {"jax", Rng::jax}});
+  o.generate.sync = choose<Sync>("sync", sync, {{"tokens", Sync::tokens}, {"logits", Sync::logits}});
+  o.generate.pad = choose<Pad>("pad", pad, {{"power-of-two", Pad::power_of_two}, {"longest", Pad::longest}});
+  return o;
+}
+
+std::optional<MeshOptions> parse_score_options(std::span<const std::string> args, bool speak) {
+  MeshOptions o;
+  std::string checkpoint, prompts, output;
+  po::options_description options("Options");
+  add_mesh_options(options, o, checkpoint, prompts, output);
+  if (!parse(args, options, "kvmesh score --checkpoint DIR --prompts FILE [--output FILE | -]", speak)) return std::nullopt;
+  finish_mesh_options(o, checkpoint, prompts, output);
+  check(!prompts.empty(), "no input: give --prompts FILE");
+  return o;
+}
+
+std::optional<TokenizeOptions> parse_tokenize_options(std::span<const std::string> args) {
+  TokenizeOptions o;
+  std::string tokenizer;
+  po::options_description options("Options");
+  options.add_options()("help,h", "this text")                                             //
+      ("tokenizer", value(tokenizer, "FILE"), "token ranks in tiktoken's format")          //
+      ("decode", po::bool_switch(&o.decode), "the reverse: JSON lists of ids in, text out");
+  if (!parse(args, options, "kvmesh tokenize --tokenizer FILE [--decode]   (standard input to standard output, line by line)", true)) return std::nullopt;
+  check(!tokenizer.empty(), "--tokenizer FILE is required");
+  o.tokenizer = tokenizer;
+  return o;
+}
+
+std::optional<std::filesystem::path> parse_inspect_options(std::span<const std::string> args) {
+  std::string checkpoint;
+  po::options_description options("Options");
+  options.add_options()("help,h", "this text")("checkpoint", value(checkpoint, "DIR"), "the checkpoint folder");
+  if (!parse(args, options, "kvmesh inspect --checkpoint DIR", true)) return std::nullopt;
+  check(!checkpoint.empty(), "--checkpoint DIR is required");
+  return checkpoint;
+}
+
+}  // namespace kvmesh

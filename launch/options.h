@@ -1,0 +1,52 @@
+// The command line and INI files: one description of every option, the command line wins.
+#pragma once
+
+#include "model/generate.h"
+
+#include <filesystem>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace kvmesh {
+
+/// Options of every command that computes on a mesh.
+struct MeshOptions {
+  std::filesystem::path checkpoint, prompts, output;  ///< output: empty or "-" is standard output
+  std::string device = "auto", dtype = "auto", mesh;
+  std::int64_t batch_size = 32;
+  int threads = 0;
+  double comm_timeout = 60;
+};
+
+/// What a row may override, with the command's values.
+struct RowDefaults {
+  std::int64_t max_new_tokens = 64;
+  float temperature = 0, top_p = 1, min_p = 0;
+  std::int32_t top_k = 0;
+  std::vector<std::string> stop;
+  std::vector<std::int32_t> stop_tokens;
+  bool ignore_eos = false;
+};
+
+struct GenerateCommandOptions {
+  MeshOptions mesh;
+  std::vector<std::string> prompt;  ///< --prompt, instead of --prompts
+  RowDefaults row;
+  GenerateOptions generate;
+  bool fresh = false;
+};
+
+/// nullopt after --help, which has been printed if `speak`. An Error names the option.
+std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std::string> args, bool speak);
+std::optional<MeshOptions> parse_score_options(std::span<const std::string> args, bool speak);
+
+struct TokenizeOptions {
+  std::filesystem::path tokenizer;
+  bool decode = false;
+};
+std::optional<TokenizeOptions> parse_tokenize_options(std::span<const std::string> args);
+/// The checkpoint folder.
+std::optional<std::filesystem::path> parse_inspect_options(std::span<const std::string> args);
+
+}  // namespace kvmesh

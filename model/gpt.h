@@ -1,0 +1,52 @@
+// The forward pass: packed tokens of any mixture of rows in, logits out, keys and values into the cache. Prefill, decode, chunks and
+// scoring are all this one function; a row's bits do not depend on the mixture (device.h).
+#pragma once
+
+#include "model/checkpoint.h"
+#include "model/kv_cache.h"
+
+#include <span>
+#include <vector>
+
+namespace kvmesh {
+
+class Gpt {
+ public:
+  /// Tokens that go through the layers at once; longer passes are cut into such chunks. Bounds the activations' memory.
+  static constexpr std::int64_t chunk_tokens = 512;
+
+  Gpt(ModelConfig config, DType dtype, GptWeights weights, Device& device);
+
+  const ModelConfig& config() const { return config_; }
+  DType dtype() const { return dtype_; }
+  Device& device() const { return device_; }
+
+  /// Activations of one pass; owned by the caller so that the model is const. One pass at a time may use it.
+  struct Workspace {
+    Workspace(const Gpt& gpt, std::int64_t tokens);
+    std::int64_t tokens;
+    Tensor ids;          // i32 [tokens]
+    Tensor x, normed;    // [tokens, D]
+    Tensor qkv;          // [tokens, (H + 2·K)·h]
+    Tensor q, attended;  // [tokens, H·h]
+    Tensor hidden;       // [tokens, 4·D]
+  };
+
+  /// tokens: host ids [T], packed as `segments` say (in the order of their offsets, without gaps). `wanted`: ascending rows of the
+  /// packed tokens whose logits f32 [wanted.size(), V] are written to `logits`. Each run's earlier positions must be in the cache.
+  void forward(std::span<const std::int32_t> tokens, std::span<const Segment> segments, std::span<const std::int32_t> wanted, const KvCache& cache,
+               Workspace& workspace, const Tensor& logits) const;
+
+ private:
+  void forward_chunk(std::span<const std::int32_t> tokens, std::span<const Segment> segments, std::span<const std::int32_t> wanted,
+                     const KvCache& cache, Workspace& workspace, const Tensor& logits) const;
+
+  ModelConfig config_;
+  DType dtype_;
+  GptWeights weights_;
+  Device& device_;
+  std::vector<ModelConfig::Layer> layers_;
+  Tensor rope_;  // f32 [seqlen, h]: cos of h/2 angles, then sin; row = position in the row
+};
+
+}  // namespace kvmesh
