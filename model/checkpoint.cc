@@ -3,15 +3,15 @@
 
 #include "model/json_file.h"
 
+#include <fcntl.h>
 #include <unistd.h>
+#define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <fcntl.h>
 #include <memory>
-#include <unordered_map>
+#include <unordered_set>
 
 namespace kvmesh {
 namespace {
@@ -41,7 +41,7 @@ Layout make_layout(const ModelConfig& config, DType dtype, const Device& device)
   };
   add({"embed.weight"}, V, D, false);
   for (std::int64_t i = 0; i < config.num_layers; ++i) {
-    const std::string block = "blocks." + std::to_string(i) + ".";
+    const std::string block = fmt::format("blocks.{}.", i);
     add({block + "attn.wq", block + "attn.wk", block + "attn.wv"}, D, (H + 2 * K) * h);
     add({block + "attn.wo"}, H * h, D);
     add({block + "mlp.fc1.weight"}, D, 4 * D);
@@ -72,9 +72,9 @@ void read_rows(const SafetensorsFolder& files, const Part& part, DType dtype, st
 }  // namespace
 
 void check_params(const SafetensorsFolder& files, const ModelConfig& config) {
-  std::unordered_map<std::string, bool> expected;
+  std::unordered_set<std::string> expected;
   for (const ParamSpec& spec : param_specs(config)) {
-    expected[spec.name] = true;
+    expected.insert(spec.name);
     const auto found = files.tensors().find(spec.name);
     check(found != files.tensors().end(), "{}: tensor \"{}\" {} is missing", files.path().string(), spec.name, to_string(spec.shape));
     const auto& [file, tensor] = found->second;
@@ -144,26 +144,26 @@ std::string checkpoint_hash(const std::filesystem::path& folder) {
   files.insert(files.begin(), folder / "config.json");
   if (std::filesystem::exists(folder / tokenizer_name)) files.push_back(folder / tokenizer_name);
 
-  const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state(XXH3_createState(), XXH3_freeState);
-  XXH3_128bits_reset(state.get());
+  XXH3_state_t state;
+  XXH3_128bits_reset(&state);
   std::vector<char> buffer(std::size_t{1} << 20);
   for (const std::filesystem::path& file : files) {
     const std::string name = file.filename().string();
-    XXH3_128bits_update(state.get(), name.c_str(), name.size() + 1);
+    XXH3_128bits_update(&state, name.c_str(), name.size() + 1);
     const int fd = open(file.c_str(), O_RDONLY | O_CLOEXEC);
     check(fd >= 0, "{}: {}", file.string(), std::strerror(errno));
     std::uint64_t bytes = 0;
     ssize_t n;
     while ((n = read(fd, buffer.data(), buffer.size())) > 0) {
-      XXH3_128bits_update(state.get(), buffer.data(), static_cast<std::size_t>(n));
+      XXH3_128bits_update(&state, buffer.data(), static_cast<std::size_t>(n));
       bytes += static_cast<std::uint64_t>(n);
     }
     const int error = errno;
     close(fd);
     check(n == 0, "{}: cannot be read: {}", file.string(), std::strerror(error));
-    XXH3_128bits_update(state.get(), &bytes, sizeof bytes);
+    XXH3_128bits_update(&state, &bytes, sizeof bytes);
   }
-  const XXH128_hash_t hash = XXH3_128bits_digest(state.get());
+  const XXH128_hash_t hash = XXH3_128bits_digest(&state);
   return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
 }
 
@@ -171,7 +171,7 @@ void save_checkpoint(const std::filesystem::path& folder, const ModelConfig& con
                      const std::filesystem::path& tokenizer, std::size_t max_shard_bytes) {
   namespace fs = std::filesystem;
   check(!fs::exists(folder), "{}: is there already", folder.string());
-  fs::path partial = folder;
+  fs::path partial = folder.has_filename() ? folder : folder.parent_path();  // without a slash at the end
   partial += ".partial";
   try {
     fs::remove_all(partial);

@@ -8,7 +8,7 @@ std::vector<ParamSpec> param_specs(const ModelConfig& config) {
   std::vector<ParamSpec> specs;
   specs.push_back({"embed.weight", {V, D}, {"vocab_out", "vocab_in"}});
   for (std::int64_t i = 0; i < config.num_layers; ++i) {
-    const std::string block = "blocks." + std::to_string(i) + ".";
+    const std::string block = fmt::format("blocks.{}.", i);
     specs.push_back({block + "attn.wq", {D, H, h}, {"qkv_embed", "q_heads", "head_dim"}});
     specs.push_back({block + "attn.wk", {D, K, h}, {"qkv_embed", "kv_heads", "head_dim"}});
     specs.push_back({block + "attn.wv", {D, K, h}, {"qkv_embed", "kv_heads", "head_dim"}});
