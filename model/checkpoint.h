@@ -3,11 +3,13 @@
 
 #include "comm/process_group.h"
 #include "model/config.h"
+#include "model/safetensors.h"
 #include "model/tokenizer.h"
 #include "runtime/device.h"
 
 #include <filesystem>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -36,12 +38,29 @@ struct GptWeights {
   Weight lm_head;  // [D, V]
 };
 
+/// An Error that names file and tensor unless the folder's tensors are exactly the config's parameters: each there with its
+/// shape and as F32, BF16 or F16, and no other.
+void check_params(const SafetensorsFolder& files, const ModelConfig& config);
+
 /// Maps model.safetensors (or the shards that model.safetensors.index.json names), checks every tensor's name, shape and dtype,
 /// converts to `dtype`, packs for `device`. Collective over the host's ranks: its first rank reads and packs, all share the
-/// memory. An Error names file and tensor.
+/// memory, which lives until the last Weight of it is gone. An Error names file and tensor; a weight that is not finite in
+/// `dtype` is one.
 GptWeights load_weights(const std::filesystem::path& folder, const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group);
 
-/// The folder's tokenizer with the config's special tokens, or none if there is no tokenizer.tiktoken.
+/// The folder's tokenizer with the config's special tokens, or none if there is no tokenizer.tiktoken. An Error if it has ids
+/// beyond the model's vocabulary; only the pad id, which the model never sees, may be the first one beyond.
 std::optional<Tokenizer> load_tokenizer(const std::filesystem::path& folder, const ModelConfig& config);
+
+/// 32 hex digits that change with any byte of config.json, the weight files or tokenizer.tiktoken, and with a weight file's
+/// name (XXH3, 128 bits: against mix-ups, not against forgery). Reads everything once.
+std::string checkpoint_hash(const std::filesystem::path& folder);
+
+/// Writes a checkpoint: config.json and the weights, which must be the config's parameters, in shards of at most
+/// `max_shard_bytes`; `tokenizer`, if not empty, is copied to tokenizer.tiktoken. The folder must not exist; it appears complete,
+/// or an Error (Fault::io when writing failed) leaves only a folder of the same name with ".partial" behind, which the next save
+/// replaces. For one rank.
+void save_checkpoint(const std::filesystem::path& folder, const ModelConfig& config, std::span<const NamedTensor> tensors,
+                     const std::filesystem::path& tokenizer = {}, std::size_t max_shard_bytes = std::size_t{5} << 30);
 
 }  // namespace kvmesh

@@ -1,0 +1,162 @@
+// config.json: every key checked for type and range, so that later products of sizes cannot overflow.
+#include "model/config.h"
+
+#include "model/json_file.h"
+#include "runtime/check.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <set>
+
+namespace kvmesh {
+namespace {
+
+using nlohmann::json;
+
+// Far above any model, and so that a layer's weights, all layers' weights and a row's cache stay below 2^60 bytes.
+constexpr std::int64_t max_seqlen = std::int64_t{1} << 24, max_vocab = std::int64_t{1} << 24, max_width = std::int64_t{1} << 18,
+                       max_layers = std::int64_t{1} << 12;
+
+/// The keys of one config file; remembers which were asked for.
+class Keys {
+ public:
+  Keys(const std::filesystem::path& file) : file_(file.string()), object_(parse_json_object(read_file(file, 1 << 20), file)) {}
+
+  /// The value, or null if the key is absent.
+  const json* find(const char* key) {
+    known_.insert(key);
+    const auto found = object_.find(key);
+    return found == object_.end() ? nullptr : &*found;
+  }
+
+  std::int64_t whole(const char* key, std::int64_t least, std::int64_t most, const std::int64_t* fallback = nullptr) {
+    const json* value = find(key);
+    check(value || fallback, "{}: the key \"{}\" is missing", file_, key);
+    if (!value) return *fallback;
+    return whole(*value, shown(key), least, most);
+  }
+
+  std::int64_t whole(const json& value, const std::string& what, std::int64_t least, std::int64_t most) const {
+    const bool fits = value.is_number_unsigned() ? value.get<std::uint64_t>() <= static_cast<std::uint64_t>(most) : value.is_number_integer();
+    check(fits && value.get<std::int64_t>() >= least && value.get<std::int64_t>() <= most, "{}: {} must be a whole number from {} to {}", file_,
+          what, least, most);
+    return value.get<std::int64_t>();
+  }
+
+  double real(const char* key, double fallback, bool zero_allowed) {
+    const json* value = find(key);
+    if (!value) return fallback;
+    const bool ok = value->is_number() && std::isfinite(value->get<double>()) && value->get<double>() >= 0;
+    check(ok && (zero_allowed || value->get<double>() > 0), "{}: \"{}\" must be a number {} 0", file_, key, zero_allowed ? "not below" : "above");
+    return value->get<double>();
+  }
+
+  bool flag(const char* key, bool fallback) {
+    const json* value = find(key);
+    check(!value || value->is_boolean(), "{}: \"{}\" must be true or false", file_, key);
+    return value ? value->get<bool>() : fallback;
+  }
+
+  std::string text(const char* key, const char* fallback) {
+    const json* value = find(key);
+    check(!value || value->is_string(), "{}: \"{}\" must be text", file_, key);
+    return value ? value->get<std::string>() : fallback;
+  }
+
+  /// An Error for a key that nobody asked for; a key that begins with "_" is a comment.
+  void check_all_known() const {
+    for (const auto& [key, value] : object_.items())
+      check(known_.contains(key) || key.starts_with('_'), "{}: the key {} is not known; a comment's key begins with \"_\"", file_, shown(key));
+  }
+
+  const std::string& file() const { return file_; }
+
+ private:
+  std::string file_;
+  json object_;
+  std::set<std::string> known_;
+};
+
+}  // namespace
+
+ModelConfig read_config(const std::filesystem::path& file) {
+  Keys keys(file);
+  ModelConfig c;
+  c.seqlen = keys.whole("seqlen", 2, max_seqlen);
+  c.vocab_size = keys.whole("vocab_size", 1, max_vocab);
+  c.d_emb = keys.whole("d_emb", 2, max_width);
+  c.num_layers = keys.whole("num_layers", 1, max_layers);
+  c.q_heads = keys.whole("q_heads", 1, max_width);
+  c.kv_heads = keys.whole("kv_heads", 1, max_width);
+  check(c.d_emb % c.q_heads == 0, "{}: \"d_emb\" {} is no multiple of \"q_heads\" {}", keys.file(), c.d_emb, c.q_heads);
+  check(c.head_dim() % 2 == 0, "{}: \"d_emb\" / \"q_heads\" is {}, and RoPE needs an even head size", keys.file(), c.head_dim());
+  check(c.q_heads % c.kv_heads == 0, "{}: \"q_heads\" {} is no multiple of \"kv_heads\" {}", keys.file(), c.q_heads, c.kv_heads);
+
+  const std::string dtype = keys.text("dtype", "bfloat16");
+  check(dtype == "bfloat16" || dtype == "float32", "{}: \"dtype\" must be \"bfloat16\" or \"float32\", not {}", keys.file(), shown(dtype));
+  c.dtype = dtype == "float32" ? DType::f32 : DType::bf16;
+  c.rope_theta = keys.real("rope_theta", c.rope_theta, false);
+  c.norm_eps = keys.real("norm_eps", c.norm_eps, false);
+  const json* cap = keys.find("logit_soft_cap");
+  c.logit_soft_cap = cap && cap->is_null() ? 0 : keys.real("logit_soft_cap", c.logit_soft_cap, true);
+
+  c.window_pattern = keys.text("window_pattern", "L");
+  check(!c.window_pattern.empty() && c.window_pattern.find_first_not_of("LlSs") == std::string::npos,
+        "{}: \"window_pattern\" must be made of L and S, and is {}", keys.file(), shown(c.window_pattern));
+  std::replace(c.window_pattern.begin(), c.window_pattern.end(), 'l', 'L');
+  std::replace(c.window_pattern.begin(), c.window_pattern.end(), 's', 'S');
+  const json* window = keys.find("local_window_size");
+  const std::int64_t quarter = c.seqlen / 4;
+  c.local_window_size = window && window->is_null() ? quarter : keys.whole("local_window_size", 0, max_seqlen, &quarter);
+  c.nope_global_attn = keys.flag("nope_global_attn", true);
+
+  if (const json* special = keys.find("special_tokens")) {
+    check(special->is_object(), "{}: \"special_tokens\" must map names to ids", keys.file());
+    c.has_special_tokens = true;
+    for (const auto& [name, id] : special->items()) {
+      check(!name.empty(), "{}: \"special_tokens\" holds an empty name", keys.file());
+      // The model never sees the pad id, which may therefore be the first one beyond the vocabulary.
+      const std::int64_t most = name == "<|pad|>" ? c.vocab_size : c.vocab_size - 1;
+      c.special_tokens[name] = static_cast<std::int32_t>(keys.whole(id, "special_tokens: " + shown(name), 0, most));
+    }
+  }
+  keys.find("attn_type");  // the original's; how q_heads and kv_heads relate says the same
+  keys.check_all_known();
+  return c;
+}
+
+std::string to_json(const ModelConfig& c) {
+  nlohmann::ordered_json j = {{"seqlen", c.seqlen},
+                              {"vocab_size", c.vocab_size},
+                              {"d_emb", c.d_emb},
+                              {"num_layers", c.num_layers},
+                              {"q_heads", c.q_heads},
+                              {"kv_heads", c.kv_heads},
+                              {"dtype", name_of(c.dtype)},
+                              {"rope_theta", c.rope_theta},
+                              {"norm_eps", c.norm_eps},
+                              {"logit_soft_cap", c.logit_soft_cap},
+                              {"window_pattern", c.window_pattern},
+                              {"local_window_size", c.local_window_size},
+                              {"nope_global_attn", c.nope_global_attn}};
+  if (c.has_special_tokens) j["special_tokens"] = c.special_tokens;
+  return j.dump(2) + "\n";
+}
+
+// Source of the rule: compute_layer_configs of the original's nanogpt/model.py.
+std::vector<ModelConfig::Layer> ModelConfig::layers() const {
+  std::vector<Layer> all(static_cast<std::size_t>(num_layers));
+  if (window_pattern.find('S') == std::string::npos) return all;
+  const bool mixed = window_pattern != "S";
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const bool last = i + 1 == all.size();
+    if (window_pattern[i % window_pattern.size()] == 'S' && !(mixed && last))
+      all[i].window = local_window_size;
+    else
+      all[i].rope = !nope_global_attn;
+  }
+  return all;
+}
+
+}  // namespace kvmesh
