@@ -1,6 +1,7 @@
 // What ranks say to each other: collectives over typed tensors. One implementation a kind of memory: self (one rank), MPI (host),
-// later NCCL (device). Every rank of the communicator must make the same calls in the same order. Every call returns within the
-// communicator's deadline or throws Error(Fault::rank) that names the collective.
+// later NCCL (device). Every rank of the communicator must make the same calls in the same order, with the same shapes. Shapes and
+// dtypes are checked once, here, before anything is sent. No call waits longer than the communicator's deadline for another rank:
+// it throws Error(Fault::rank) that names the collective, and after that the communicator can only be dropped.
 #pragma once
 
 #include "runtime/tensor.h"
@@ -15,20 +16,32 @@ enum class Reduce { sum, min, max };
 
 class Communicator {
  public:
+  Communicator() = default;
   virtual ~Communicator() = default;
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  /// out [size, …] = every rank's `in` […], by rank; equal shapes and dtypes on all ranks.
-  virtual void all_gather(const Tensor& in, const Tensor& out) = 0;
+  /// out [size, …] = every rank's `in` […], by rank; equal shapes and dtypes on all ranks. `in` may be this rank's own rows of
+  /// `out`; otherwise the two must not overlap.
+  void all_gather(const Tensor& in, const Tensor& out);
   /// out [sum(counts), …] = the ranks' `in` [counts[rank], …] one after another; counts may be zero and are the same on all ranks.
-  virtual void all_gather_ragged(const Tensor& in, std::span<const std::int64_t> counts, const Tensor& out) = 0;
-  /// In place: every element becomes the sum (or min, max) over the ranks. i32, i64, u64, f32, f64.
-  virtual void all_reduce(const Tensor& inout, Reduce op) = 0;
-  /// In place: root's elements on every rank.
-  virtual void broadcast(const Tensor& inout, int root) = 0;
+  /// `in` may be this rank's own rows of `out`.
+  void all_gather_ragged(const Tensor& in, std::span<const std::int64_t> counts, const Tensor& out);
+  /// In place: every element becomes the sum (or min, max) over the ranks. i32, i64, u64, f32, f64. Folded in the order of the
+  /// ranks on each of them: the same bits on all ranks, whoever came first. Integer sums wrap; NaN wins over every number.
+  void all_reduce(const Tensor& inout, Reduce op);
+  /// In place: root's elements on every rank. Root's own memory is only read.
+  void broadcast(const Tensor& inout, int root);
   /// Returns when all ranks have come here.
   virtual void barrier() = 0;
+
+ private:
+  /// counts[r]: elements of rank r.
+  virtual void do_all_gather(const Tensor& in, std::span<const std::int64_t> counts, const Tensor& out) = 0;
+  virtual void do_all_reduce(const Tensor& inout, Reduce op) = 0;
+  virtual void do_broadcast(const Tensor& inout, int root) = 0;
 };
 
 /// The communicator of one rank alone: nothing is sent.

@@ -7,15 +7,17 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <string>
 
 namespace kvmesh {
 
 class ProcessGroup {
  public:
-  /// Starts MPI. `deadline`: no collective of this group waits longer for another rank.
+  /// Starts MPI: once a process, by its main thread. `deadline` > 0: no collective of this group waits longer for another rank
+  /// (from 1 s on, up to a second more, later ranks being more patient, so that one of them reports it).
   ProcessGroup(int& argc, char**& argv, std::chrono::duration<double> deadline);
-  /// Orderly end: every rank must come here; without an abort() it waits for the others.
+  /// Orderly end: waits, within the deadline, for every rank to come here; if one does not, prints a sentence and ends the job with
+  /// exit code 70. While an exception is on its way, or after a deadline passed, it waits for nobody and leaves MPI as it is: such
+  /// a rank is to call abort().
   ~ProcessGroup();
   ProcessGroup(const ProcessGroup&) = delete;
   ProcessGroup& operator=(const ProcessGroup&) = delete;
@@ -37,10 +39,12 @@ class ProcessGroup {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Memory that the ranks of one host share: u8 [bytes], page-aligned, the same pages for all of them. `fill` runs on the host's
-/// first rank only, the others wait for it (collective over group.host(), `bytes` alike on all); afterwards it is read-only for
-/// all. Lives until the last rank lets go of it; nothing stays behind, however the job ends (an unnamed memory file).
-/// When `fill` throws, every rank of the host throws.
+/// Memory that the ranks of one host share: u8 [bytes], page-aligned, the same pages for all of them. `fill` writes all of it, on
+/// the host's first rank only and on a thread of its own (it must not communicate); the others wait for it, as long as that rank's
+/// process lives (collective over group.host(), `bytes` alike on all). Afterwards it is read-only for all. Lives until the last
+/// rank lets go of it; nothing stays behind, however the job ends (an unnamed memory file).
+/// When `fill` throws, every rank of the host throws. Where a rank cannot open the first rank's memory file (containers that hide
+/// each other's /proc), all but the first get a copy of their own.
 Tensor share_on_host(ProcessGroup& group, std::int64_t bytes, const std::function<void(void*)>& fill);
 
 }  // namespace kvmesh

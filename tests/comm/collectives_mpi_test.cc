@@ -1,0 +1,228 @@
+// Every collective, of every dtype, against what the rank works out alone. Sums are of whole numbers that every order adds exactly.
+#include "tests/comm/mpi_main.h"
+
+#include "comm/mpi.h"
+
+#include <gmock/gmock-matchers.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <thread>
+#include <vector>
+
+namespace kvmesh {
+namespace {
+
+using testing::group;
+
+constexpr DType all_dtypes[] = {DType::u8, DType::i32, DType::i64, DType::u64, DType::f16, DType::bf16, DType::f32, DType::f64};
+
+/// The communicators that must behave alike: all ranks, this host's, one that sends in pieces of 100003 bytes.
+std::vector<Communicator*> communicators() {
+  static Communicator* const pieces = make_mpi_communicator(Ranks::all, std::make_shared<Deadline>(Deadline{Seconds(30)}), 100'003).release();
+  return {&group->world(), &group->host(), pieces};  // never freed: that would be after MPI's end
+}
+
+/// Byte i of what rank r sends.
+std::uint8_t byte_of(int r, std::size_t i) { return static_cast<std::uint8_t>((i * 7 + i / 251 + static_cast<std::size_t>(r) * 31 + 1) & 0xff); }
+
+Tensor bytes_of_rank(DType dtype, Shape shape, int r) {
+  const Tensor t = host_tensor(dtype, shape);
+  for (std::size_t i = 0; i < t.bytes(); ++i) static_cast<std::uint8_t*>(t.raw())[i] = byte_of(r, i);
+  return t;
+}
+
+bool equal(const Tensor& a, const Tensor& b) { return a.bytes() == b.bytes() && std::memcmp(a.raw(), b.raw(), a.bytes()) == 0; }
+
+Tensor scribbled(DType dtype, Shape shape) {
+  const Tensor t = host_tensor(dtype, shape);
+  std::memset(t.raw(), 0xee, t.bytes());
+  return t;
+}
+
+TEST(Collectives, AllGatherBringsEveryRanksElements) {
+  for (Communicator* comm : communicators()) {
+    for (const DType dtype : all_dtypes) {
+      for (const std::int64_t n : {0, 1, 5, 400'000}) {  // up to 3 MiB
+        const Tensor out = scribbled(dtype, {comm->size(), n, 1});
+        comm->all_gather(bytes_of_rank(dtype, {n, 1}, comm->rank()), out);
+        for (int r = 0; r < comm->size(); ++r) {
+          ASSERT_TRUE(equal(out.slice(r, r + 1), bytes_of_rank(dtype, {n}, r))) << name_of(dtype) << " n=" << n << " r=" << r;
+        }
+      }
+    }
+  }
+}
+
+TEST(Collectives, AllGatherOfScalarsAndInPlace) {
+  for (Communicator* comm : communicators()) {
+    const Tensor out = scribbled(DType::i32, {comm->size()});
+    const Tensor own = out.slice(comm->rank(), comm->rank() + 1).view({});
+    own.data<std::int32_t>()[0] = comm->rank() * comm->rank() + 3;
+    comm->all_gather(own, out);
+    for (int r = 0; r < comm->size(); ++r) EXPECT_EQ(out.data<std::int32_t>()[r], r * r + 3);
+  }
+}
+
+TEST(Collectives, RaggedShardsFollowOneAnother) {
+  for (Communicator* comm : communicators()) {
+    for (const DType dtype : all_dtypes) {
+      for (const std::int64_t scale : {0, 1, 3, 200'000}) {
+        for (const int empty : {-1, 0, comm->size() - 1}) {
+          std::vector<std::int64_t> counts;
+          for (int r = 0; r < comm->size(); ++r) counts.push_back(r == empty ? 0 : scale * (1 + r % 2));
+          const std::int64_t total = std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+          const Tensor out = scribbled(dtype, {total, 2});
+          comm->all_gather_ragged(bytes_of_rank(dtype, {counts[static_cast<std::size_t>(comm->rank())], 2}, comm->rank()), counts, out);
+          std::int64_t before = 0;
+          for (int r = 0; r < comm->size(); ++r) {
+            const std::int64_t count = counts[static_cast<std::size_t>(r)];
+            ASSERT_TRUE(equal(out.slice(before, before + count), bytes_of_rank(dtype, {count, 2}, r))) << name_of(dtype) << " r=" << r;
+            before += count;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Collectives, BroadcastFromEveryRoot) {
+  for (Communicator* comm : communicators()) {
+    for (int root = 0; root < comm->size(); ++root) {
+      for (const DType dtype : all_dtypes) {
+        for (const std::int64_t n : {0, 1, 7, 400'000}) {
+          const Tensor t = comm->rank() == root ? bytes_of_rank(dtype, {n}, root) : scribbled(dtype, {n});
+          comm->broadcast(t, root);
+          ASSERT_TRUE(equal(t, bytes_of_rank(dtype, {n}, root))) << name_of(dtype) << " n=" << n << " root=" << root;
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+T value_of(int r, std::int64_t i) { return static_cast<T>((i * 5 + r * 3) % 101 + r); }
+
+template <typename T>
+void expect_reduced() {
+  for (Communicator* comm : communicators()) {
+    for (const std::int64_t n : {0, 1, 3, 400'000}) {
+      for (const Reduce op : {Reduce::sum, Reduce::min, Reduce::max}) {
+        const Tensor t = host_tensor(DTypeOf<T>::value, {n});
+        for (std::int64_t i = 0; i < n; ++i) t.data<T>()[i] = value_of<T>(comm->rank(), i);
+        comm->all_reduce(t, op);
+        for (std::int64_t i = 0; i < n; ++i) {
+          T expected = value_of<T>(0, i);
+          for (int r = 1; r < comm->size(); ++r) {
+            const T other = value_of<T>(r, i);
+            expected = op == Reduce::sum ? expected + other : op == Reduce::min ? std::min(expected, other) : std::max(expected, other);
+          }
+          ASSERT_EQ(t.data<T>()[i], expected) << name_of(DTypeOf<T>::value) << " op " << static_cast<int>(op) << " element " << i << " of " << n;
+        }
+      }
+    }
+  }
+}
+
+TEST(Collectives, AllReduceInt32) { expect_reduced<std::int32_t>(); }
+TEST(Collectives, AllReduceInt64) { expect_reduced<std::int64_t>(); }
+TEST(Collectives, AllReduceUint64) { expect_reduced<std::uint64_t>(); }
+TEST(Collectives, AllReduceFloat32) { expect_reduced<float>(); }
+TEST(Collectives, AllReduceFloat64) { expect_reduced<double>(); }
+
+TEST(Collectives, IntegerSumsWrap) {
+  Communicator& world = group->world();
+  const Tensor t = host_tensor(DType::i32, {1});
+  t.data<std::int32_t>()[0] = std::numeric_limits<std::int32_t>::max();
+  world.all_reduce(t, Reduce::sum);
+  EXPECT_EQ(t.data<std::int32_t>()[0], static_cast<std::int32_t>(static_cast<std::uint32_t>(world.size()) * 0x7fffffffu));
+}
+
+// 1e8 swallows the 1 next to it in float32: the sum tells in which order it was made.
+TEST(Collectives, FloatSumsAreInRankOrderWhoeverComesFirst) {
+  Communicator& world = group->world();
+  const float values[] = {1e8f, 1.0f, -1e8f, 1.0f};
+  volatile float expected = values[0];
+  for (int r = 1; r < world.size(); ++r) expected = expected + values[r % 4];
+  for (int late = 0; late < world.size(); ++late) {
+    if (world.rank() == late) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    const Tensor t = host_tensor(DType::f32, {3});
+    for (float& x : t.span<float>()) x = values[world.rank() % 4];
+    world.all_reduce(t, Reduce::sum);
+    for (const float x : t.span<float>()) EXPECT_EQ(x, expected) << "rank " << late << " came last";
+  }
+}
+
+TEST(Collectives, NanWinsEveryReduction) {
+  Communicator& world = group->world();
+  for (int r = 0; r < world.size(); ++r) {
+    for (const Reduce op : {Reduce::sum, Reduce::min, Reduce::max}) {
+      const Tensor t = host_tensor(DType::f64, {1});
+      t.data<double>()[0] = world.rank() == r ? std::nan("") : world.rank();
+      world.all_reduce(t, op);
+      EXPECT_TRUE(std::isnan(t.data<double>()[0])) << "rank " << r << " has NaN";
+    }
+  }
+}
+
+TEST(Collectives, NobodyLeavesABarrierBeforeTheLastCame) {
+  Communicator& world = group->world();
+  for (int late = 0; late < world.size(); ++late) {
+    world.barrier();
+    const auto begin = std::chrono::steady_clock::now();
+    if (world.rank() == late) std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    world.barrier();
+    EXPECT_GE(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(60)) << "rank " << late << " was late";
+  }
+}
+
+template <typename Call>
+void expect_usage_error(Call call, const std::string& words) {
+  try {
+    call();
+    ADD_FAILURE() << "no error that says: " << words;
+  } catch (const Error& e) {
+    EXPECT_EQ(e.fault(), Fault::usage);
+    EXPECT_THAT(e.what(), ::testing::HasSubstr(words));
+  }
+}
+
+TEST(Collectives, WrongShapesAreRefusedBeforeAnythingIsSent) {
+  for (Communicator* comm : communicators()) {
+    const std::int64_t n = comm->size();
+    const Tensor row = host_tensor(DType::f32, {3}), rows = host_tensor(DType::f32, {n, 3});
+    const std::vector<std::int64_t> ones(static_cast<std::size_t>(n), 1);
+    const auto wrong_out = [&](DType dtype, Shape shape) { return [=] { comm->all_gather(row, host_tensor(dtype, shape)); }; };
+    expect_usage_error(wrong_out(DType::f64, {n, 3}), "all_gather: `in` is float32[3], but `out` is float64");
+    expect_usage_error(wrong_out(DType::f32, {n, 4}), "`out` cannot be float32");
+    expect_usage_error(wrong_out(DType::f32, {n + 1, 3}), "`out` cannot be float32");
+    expect_usage_error(wrong_out(DType::f32, {n, 1, 3}), "`out` cannot be float32");
+    expect_usage_error([&] { comm->all_gather(row, Tensor()); }, "`out` uint8[] has no memory");
+    expect_usage_error([&] { comm->all_gather_ragged(host_tensor(DType::f32, {2, 3}), ones, rows); }, "its count is 1");
+    expect_usage_error([&] { comm->all_gather_ragged(rows.slice(0, 1), ones, host_tensor(DType::f32, {n + 1, 3})); }, "all counts make");
+    expect_usage_error([&] { comm->all_gather_ragged(rows.slice(0, 1), ones, host_tensor(DType::f32, {n, 2})); }, "all counts make");
+    expect_usage_error([&] { comm->all_gather_ragged(row, std::vector<std::int64_t>(static_cast<std::size_t>(n + 1), 1), rows); }, "counts for");
+    expect_usage_error([&] { comm->all_gather_ragged(row, std::vector<std::int64_t>(static_cast<std::size_t>(n), -1), rows); }, "negative, -1");
+    expect_usage_error([&] { comm->all_reduce(host_tensor(DType::bf16, {3}), Reduce::sum); }, "all_reduce: bfloat16[3] is not among");
+    expect_usage_error([&] { comm->broadcast(row, static_cast<int>(n)); }, "broadcast: there is no rank");
+    expect_usage_error([&] { comm->broadcast(row, -1); }, "broadcast: there is no rank -1");
+    comm->all_gather(row, rows);  // and the communicator still works
+  }
+}
+
+TEST(ProcessGroup, KnowsItsRanksAndHost) {
+  EXPECT_EQ(group->rank(), group->world().rank());
+  EXPECT_EQ(group->size(), group->world().size());
+  EXPECT_EQ(group->local_rank(), group->host().rank());
+  EXPECT_EQ(group->local_size(), group->host().size());
+  const char* launched = std::getenv("OMPI_COMM_WORLD_SIZE");
+  const char* on_host = std::getenv("OMPI_COMM_WORLD_LOCAL_RANK");
+  EXPECT_EQ(group->size(), launched ? std::atoi(launched) : 1);
+  EXPECT_EQ(group->local_rank(), on_host ? std::atoi(on_host) : 0);
+}
+
+}  // namespace
+}  // namespace kvmesh
