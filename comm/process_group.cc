@@ -37,7 +37,8 @@ void guard_finalize(Seconds deadline) {
 
 struct ProcessGroup::Impl {
   std::shared_ptr<Deadline> deadline = std::make_shared<Deadline>();
-  std::unique_ptr<Communicator> world, host;
+  std::shared_ptr<Deadline> end_deadline = std::make_shared<Deadline>();
+  std::unique_ptr<Communicator> world, host, end;  // end: for all_arrive, when world may be in the middle of something
   int exceptions = std::uncaught_exceptions();
 };
 
@@ -49,6 +50,7 @@ ProcessGroup::ProcessGroup(int& argc, char**& argv, std::chrono::duration<double
   if (provided < MPI_THREAD_FUNNELED) fail(Fault::rank, "this MPI does not support threads beside the one that calls it");
   impl_->world = make_mpi_communicator(Ranks::all, impl_->deadline);
   impl_->host = make_mpi_communicator(Ranks::of_this_host, impl_->deadline);
+  impl_->end = make_mpi_communicator(Ranks::all, impl_->end_deadline);
   if (impl_->world->size() == 1) impl_->world = make_self_communicator();
   if (impl_->host->size() == 1) impl_->host = make_self_communicator();
 }
@@ -62,6 +64,7 @@ ProcessGroup::~ProcessGroup() {
     abort(static_cast<int>(Fault::rank));
   }
   guard_finalize(impl_->deadline->seconds);
+  impl_->end.reset();
   impl_->host.reset();
   impl_->world.reset();
   MPI_Finalize();
@@ -79,6 +82,17 @@ Communicator& ProcessGroup::host() { return *impl_->host; }
 void ProcessGroup::set_deadline(std::chrono::duration<double> deadline) {
   check(deadline.count() > 0, "the deadline for other ranks is {} s, it must be positive", deadline.count());
   impl_->deadline->seconds = deadline;
+}
+
+bool ProcessGroup::all_arrive(std::chrono::duration<double> patience) {
+  if (impl_->deadline->passed) return false;
+  impl_->end_deadline->seconds = patience;
+  try {
+    impl_->end->barrier();
+  } catch (const Error&) {
+    return false;
+  }
+  return true;
 }
 
 void ProcessGroup::abort(int exit_code) {

@@ -31,6 +31,9 @@ class ProcessGroup {
   Communicator& world();  ///< all ranks, host memory
   Communicator& host();   ///< the ranks of this host, host memory
 
+  /// Whether every rank comes to this call within `patience`; for ranks that have failed, to find out whether all have. Asked once.
+  bool all_arrive(std::chrono::duration<double> patience);
+
   /// Ends all ranks at once with `exit_code`. The message must have been printed.
   [[noreturn]] void abort(int exit_code);
 

@@ -139,32 +139,56 @@ std::optional<Tokenizer> load_tokenizer(const std::filesystem::path& folder, con
   return tokenizer;
 }
 
-std::string checkpoint_hash(const std::filesystem::path& folder) {
-  std::vector<std::filesystem::path> files = weight_files(folder);
-  files.insert(files.begin(), folder / "config.json");
-  if (std::filesystem::exists(folder / tokenizer_name)) files.push_back(folder / tokenizer_name);
+namespace {
 
-  XXH3_state_t state;
-  XXH3_128bits_reset(&state);
-  std::vector<char> buffer(std::size_t{1} << 20);
-  for (const std::filesystem::path& file : files) {
-    const std::string name = file.filename().string();
-    XXH3_128bits_update(&state, name.c_str(), name.size() + 1);
+// XXH3's 128 bits over files.
+class Hash {
+ public:
+  Hash() { XXH3_128bits_reset(&state_); }
+  void add(std::string_view bytes) { XXH3_128bits_update(&state_, bytes.data(), bytes.size()); }
+  void add_file(const std::filesystem::path& file) {
     const int fd = open(file.c_str(), O_RDONLY | O_CLOEXEC);
     check(fd >= 0, "{}: {}", file.string(), std::strerror(errno));
+    std::vector<char> buffer(std::size_t{1} << 20);
     std::uint64_t bytes = 0;
     ssize_t n;
     while ((n = read(fd, buffer.data(), buffer.size())) > 0) {
-      XXH3_128bits_update(&state, buffer.data(), static_cast<std::size_t>(n));
+      add({buffer.data(), static_cast<std::size_t>(n)});
       bytes += static_cast<std::uint64_t>(n);
     }
     const int error = errno;
     close(fd);
     check(n == 0, "{}: cannot be read: {}", file.string(), std::strerror(error));
-    XXH3_128bits_update(&state, &bytes, sizeof bytes);
+    XXH3_128bits_update(&state_, &bytes, sizeof bytes);
   }
-  const XXH128_hash_t hash = XXH3_128bits_digest(&state);
-  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+  std::string hex() const {
+    const XXH128_hash_t hash = XXH3_128bits_digest(&state_);
+    return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+  }
+
+ private:
+  XXH3_state_t state_;
+};
+
+}  // namespace
+
+std::string checkpoint_hash(const std::filesystem::path& folder) {
+  std::vector<std::filesystem::path> files = weight_files(folder);
+  files.insert(files.begin(), folder / "config.json");
+  if (std::filesystem::exists(folder / tokenizer_name)) files.push_back(folder / tokenizer_name);
+  Hash hash;
+  for (const std::filesystem::path& file : files) {
+    const std::string name = file.filename().string();
+    hash.add({name.c_str(), name.size() + 1});
+    hash.add_file(file);
+  }
+  return hash.hex();
+}
+
+std::string file_hash(const std::filesystem::path& file) {
+  Hash hash;
+  hash.add_file(file);
+  return hash.hex();
 }
 
 void save_checkpoint(const std::filesystem::path& folder, const ModelConfig& config, std::span<const NamedTensor> tensors,

@@ -56,6 +56,9 @@ std::optional<Tokenizer> load_tokenizer(const std::filesystem::path& folder, con
 /// name (XXH3, 128 bits: against mix-ups, not against forgery). Reads everything once.
 std::string checkpoint_hash(const std::filesystem::path& folder);
 
+/// 32 hex digits that change with any byte of the file.
+std::string file_hash(const std::filesystem::path& file);
+
 /// Writes a checkpoint: config.json and the weights, which must be the config's parameters, in shards of at most
 /// `max_shard_bytes`; `tokenizer`, if not empty, is copied to tokenizer.tiktoken. The folder must not exist; it appears complete,
 /// or an Error (Fault::io when writing failed) leaves only a folder of the same name with ".partial" behind, which the next save

@@ -1,0 +1,49 @@
+// kvmesh inspect and --version: what is in a checkpoint, what is in this program.
+#include "launch/commands.h"
+
+#include "comm/process_group.h"
+#include "launch/options.h"
+#include "launch/version.h"
+#include "model/checkpoint.h"
+#include "model/safetensors.h"
+#include "runtime/cpu/isa.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace kvmesh {
+
+int inspect_command(std::span<const std::string> args) {
+  const std::optional<std::filesystem::path> folder = parse_inspect_options(args);
+  if (!folder) return 0;
+  const ModelConfig config = read_config(*folder / "config.json");
+  const SafetensorsFolder files(*folder);
+  check_params(files, config);
+  fmt::print("{}\n\n{:<28} {:<9} {:<18} {:>14}  {}\n", to_json(config), "tensor", "dtype", "shape", "bytes", "file");
+  std::int64_t parameters = 0;
+  std::size_t bytes = 0;
+  for (const ParamSpec& spec : param_specs(config)) {
+    const SafetensorsFolder::Entry& entry = files.tensors().at(spec.name);
+    fmt::print("{:<28} {:<9} {:<18} {:>14}  {}\n", spec.name, name_of(entry.tensor->dtype), to_string(spec.shape), entry.tensor->bytes,
+               entry.file->path().filename().string());
+    parameters += spec.shape.numel();
+    bytes += entry.tensor->bytes;
+  }
+  const std::size_t cache = static_cast<std::size_t>(2 * config.num_layers * config.kv_heads * config.seqlen * config.head_dim()) * size_of(config.dtype);
+  fmt::print("\nparameters: {}\nbytes: {}\nKV cache: {} bytes a row of {} tokens\n", parameters, bytes, cache, config.seqlen);
+  const auto tokenizer = load_tokenizer(*folder, config);
+  fmt::print("tokenizer: {}\n", tokenizer ? fmt::format("{} ids, <|endoftext|> {}, <|pad|> {}", tokenizer->vocab_size(), tokenizer->end_of_text(), tokenizer->pad()) : "none");
+  return 0;
+}
+
+int version_command() {
+  using namespace cpu;
+  std::string sets;
+  for (int i = 0; i <= static_cast<int>(best_isa()); ++i) sets += (i ? ", " : "") + std::string(isa_names[i]);
+  fmt::print("kvmesh {}\nMPI: {}\nNCCL: not compiled in\ncuDNN: not compiled in\nCUDA: not compiled in\nCPU instruction sets: {} (compiled in: scalar, avx2, avx512, avx512_bf16)\n",
+             version_text(), mpi_version(), sets);
+  return 0;
+}
+
+}  // namespace kvmesh
