@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 
 namespace kvmesh {
 
@@ -41,6 +42,9 @@ class ProcessGroup {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+/// MPI's own name and version, e.g. "Open MPI v4.1.4".
+std::string mpi_version();
 
 /// Memory that the ranks of one host share: u8 [bytes], page-aligned, the same pages for all of them. `fill` writes all of it, on
 /// the host's first rank only and on a thread of its own (it must not communicate); the others wait for it, as long as that rank's
