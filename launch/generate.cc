@@ -6,6 +6,7 @@
 #include "launch/job/output.h"
 #include "launch/job/progress.h"
 #include "launch/job/signals.h"
+#include "launch/version.h"
 #include "model/generate.h"
 
 #include <fmt/format.h>

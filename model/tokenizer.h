@@ -19,6 +19,7 @@ class Tokenizer {
   explicit Tokenizer(const std::filesystem::path& file, const std::map<std::string, std::int32_t>* special_tokens = nullptr);
   ~Tokenizer();
   Tokenizer(Tokenizer&&) noexcept;
+  Tokenizer& operator=(Tokenizer&&) noexcept;
 
   std::int32_t vocab_size() const;       ///< one more than the largest id
   std::int32_t end_of_text() const;      ///< -1 if there is none

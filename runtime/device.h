@@ -71,6 +71,10 @@ class Device {
   /// For people, e.g. "cpu (avx512_bf16, 2 threads)".
   virtual std::string describe() const = 0;
 
+  /// What a result's bits depend on: kind of device and instruction set or architecture, e.g. "cpu/avx512_bf16". Outputs that
+  /// differ in it are not compared or continued.
+  virtual std::string kind() const = 0;
+
   /// Uninitialized memory of the device.
   virtual Tensor empty(DType dtype, Shape shape) = 0;
   /// Between host and device or within the device; returns when `source` may be changed and `target` read.

@@ -1,0 +1,37 @@
+// The CPU as a device: host memory, a thread pool, and the kernels of the best instruction set.
+#pragma once
+
+#include "runtime/cpu/kernels/table.h"
+#include "runtime/cpu/thread_pool.h"
+#include "runtime/device.h"
+
+namespace kvmesh::cpu {
+
+class CpuDevice final : public Device {
+ public:
+  /// `threads` 0: as many as this process may run on.
+  explicit CpuDevice(int threads);
+
+  std::string describe() const override;
+  std::string kind() const override;
+  Tensor empty(DType dtype, Shape shape) override { return host_tensor(dtype, shape); }
+  void copy(const Tensor& source, const Tensor& target) override;
+  std::size_t weight_bytes(DType dtype, std::int64_t k, std::int64_t n) const override;
+  void pack_weight(const Tensor& source, DType dtype, void* target) const override;
+
+ private:
+  void do_gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out) override;
+  void do_rms_norm(const Tensor& x, float eps, const Tensor& out) override;
+  void do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap) override;
+  void do_norm_rope_append(const Tensor& qkv, std::span<const Segment> segments, const Tensor& rope, float eps, const Tensor& q,
+                           const LayerCache& cache) override;
+  void do_attention(const Tensor& q, std::span<const Segment> segments, const LayerCache& cache, std::int64_t window, const Tensor& out) override;
+  void do_copy_rows(const LayerCache& cache, std::int32_t source, std::int64_t from, std::int32_t target, std::int64_t to,
+                    std::int64_t count) override;
+  void do_sample(const Tensor& logits, std::span<const SampleRow> rows, const SampleOut& out) override;
+
+  const Kernels& kernels_;
+  mutable ThreadPool pool_;
+};
+
+}  // namespace kvmesh::cpu

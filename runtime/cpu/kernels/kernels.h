@@ -1,0 +1,18 @@
+// The kernels of one instruction set, as declared once for the files that define them; see table.h for what they do.
+#pragma once
+
+#include "runtime/cpu/kernels/table.h"
+
+namespace kvmesh::cpu::KVMESH_ISA {
+
+std::int64_t panel_bytes(bool bf16, std::int64_t k);
+void pack(const void* source, bool source_bf16, bool bf16, std::int64_t k, std::int64_t n, std::int64_t begin, std::int64_t end, void* target);
+std::size_t linear_scratch(bool bf16, std::int64_t k, std::int64_t rows);
+void linear(const LinearTask& task, std::int64_t row_begin, std::int64_t row_end, std::int64_t panel_begin, std::int64_t panel_end, void* scratch);
+std::size_t attention_scratch(std::int64_t head_dim, std::int64_t rows);
+void attention(const AttentionTask& task, void* scratch);
+std::size_t row_scratch(std::int64_t width);
+void rms_norm(const void* x, void* out, bool bf16, std::int64_t width, float eps, void* scratch);
+void append(const AppendTask& task, void* scratch);
+
+}  // namespace kvmesh::cpu::KVMESH_ISA

@@ -1,0 +1,128 @@
+// One vector type a instruction set, and the few operations that the compiler's vector extension lacks. Everything has
+// internal linkage: a function that the linker could merge with another instruction set's copy would crash lesser CPUs.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#define KVMESH_INLINE [[gnu::always_inline]] inline
+
+namespace kvmesh::cpu::KVMESH_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int lanes = 16;
+#elif defined(__AVX2__)
+constexpr int lanes = 8;
+#else
+constexpr int lanes = 4;
+#endif
+
+typedef float Floats [[gnu::vector_size(4 * lanes)]];
+typedef std::int32_t Ints [[gnu::vector_size(4 * lanes)]];
+typedef std::uint32_t Words [[gnu::vector_size(4 * lanes)]];
+typedef std::uint16_t Halves [[gnu::vector_size(2 * lanes)]];
+
+template <typename V, typename T>
+KVMESH_INLINE V load(const T* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof(V));
+  return v;
+}
+template <typename V, typename T>
+KVMESH_INLINE void store(T* p, V v) {
+  __builtin_memcpy(p, &v, sizeof(V));
+}
+
+#if defined(__AVX512F__)
+KVMESH_INLINE Floats splat(float x) { return (Floats)_mm512_set1_ps(x); }
+KVMESH_INLINE Words splat_word(std::uint32_t x) { return (Words)_mm512_set1_epi32(static_cast<int>(x)); }
+KVMESH_INLINE Floats fma(Floats a, Floats b, Floats c) { return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+KVMESH_INLINE Floats max(Floats a, Floats b) { return (Floats)_mm512_mask_max_ps((__m512)a, 0xffff, (__m512)a, (__m512)b); }
+#elif defined(__AVX2__)
+KVMESH_INLINE Floats splat(float x) { return (Floats)_mm256_set1_ps(x); }
+KVMESH_INLINE Words splat_word(std::uint32_t x) { return (Words)_mm256_set1_epi32(static_cast<int>(x)); }
+KVMESH_INLINE Floats fma(Floats a, Floats b, Floats c) { return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+KVMESH_INLINE Floats max(Floats a, Floats b) { return (Floats)_mm256_max_ps((__m256)a, (__m256)b); }
+#else
+KVMESH_INLINE Floats splat(float x) { return (Floats)_mm_set1_ps(x); }
+KVMESH_INLINE Words splat_word(std::uint32_t x) { return (Words)_mm_set1_epi32(static_cast<int>(x)); }
+KVMESH_INLINE Floats fma(Floats a, Floats b, Floats c) { return a * b + c; }  // two roundings: the baseline has no fma
+KVMESH_INLINE Floats max(Floats a, Floats b) { return (Floats)_mm_max_ps((__m128)a, (__m128)b); }
+#endif
+
+/// a < b ? x : y, lane by lane.
+KVMESH_INLINE Floats if_less(Floats a, Floats b, Floats x, Floats y) { return a < b ? x : y; }
+
+/// Lane i is i.
+KVMESH_INLINE Ints iota() {
+  Ints v;
+  for (int i = 0; i < lanes; ++i) v[i] = i;
+  return v;
+}
+
+/// Lane i becomes lane i xor n.
+template <int n>
+KVMESH_INLINE Floats swap_lanes(Floats v) {
+  return __builtin_shuffle(v, iota() ^ n);
+}
+
+// Reductions by a butterfly over the lanes: the same tree for every call.
+KVMESH_INLINE float sum_lanes(Floats v) {
+  if constexpr (lanes > 8) v = v + swap_lanes<8>(v);
+  if constexpr (lanes > 4) v = v + swap_lanes<4>(v);
+  v = v + swap_lanes<2>(v);
+  v = v + swap_lanes<1>(v);
+  return v[0];
+}
+KVMESH_INLINE float max_lanes(Floats v) {
+  if constexpr (lanes > 8) v = max(v, swap_lanes<8>(v));
+  if constexpr (lanes > 4) v = max(v, swap_lanes<4>(v));
+  v = max(v, swap_lanes<2>(v));
+  v = max(v, swap_lanes<1>(v));
+  return v[0];
+}
+
+/// bfloat16 ↔ float32; rounds to nearest, ties to even; NaN stays NaN (the instruction would flush subnormals).
+KVMESH_INLINE Floats widen(Halves h) { return (Floats)(__builtin_convertvector(h, Words) << 16); }
+KVMESH_INLINE Halves narrow(Floats f) {
+  const Words u = (Words)f;
+  const Words rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const Words quiet = (u >> 16) | 0x40u;
+  return __builtin_convertvector((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded, Halves);
+}
+
+KVMESH_INLINE float widen_one(std::uint16_t h) { return __builtin_bit_cast(float, static_cast<std::uint32_t>(h) << 16); }
+KVMESH_INLINE std::uint16_t narrow_one(float f) {
+  const std::uint32_t u = __builtin_bit_cast(std::uint32_t, f);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((u >> 16) | 0x40u);
+  return static_cast<std::uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+/// n elements of float32 or bfloat16 at element `at` of p, as float32; and back, rounding.
+KVMESH_INLINE void read_floats(const void* p, bool bf16, std::int64_t at, std::int64_t n, float* to) {
+  if (!bf16) {
+    __builtin_memcpy(to, static_cast<const float*>(p) + at, static_cast<std::size_t>(n) * 4);
+    return;
+  }
+  const std::uint16_t* from = static_cast<const std::uint16_t*>(p) + at;
+  std::int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) store(to + i, widen(load<Halves>(from + i)));
+  for (; i < n; ++i) to[i] = widen_one(from[i]);
+}
+KVMESH_INLINE void write_floats(const float* from, std::int64_t n, void* p, bool bf16, std::int64_t at) {
+  if (!bf16) {
+    __builtin_memcpy(static_cast<float*>(p) + at, from, static_cast<std::size_t>(n) * 4);
+    return;
+  }
+  std::uint16_t* to = static_cast<std::uint16_t*>(p) + at;
+  std::int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) store(to + i, narrow(load<Floats>(from + i)));
+  for (; i < n; ++i) to[i] = narrow_one(from[i]);
+}
+
+constexpr std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
+
+}  // namespace
+}  // namespace kvmesh::cpu::KVMESH_ISA

@@ -1,0 +1,10 @@
+// The table of this instruction set.
+#include "runtime/cpu/kernels/kernels.h"
+#include "runtime/cpu/kernels/tile.h"
+
+namespace kvmesh::cpu::KVMESH_ISA {
+
+const Kernels kernels = {panel,  max_rows,          panel_bytes, pack,        linear_scratch, linear,
+                         attention_scratch, attention, row_scratch, rms_norm,    append};
+
+}  // namespace kvmesh::cpu::KVMESH_ISA

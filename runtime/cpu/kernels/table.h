@@ -1,0 +1,69 @@
+// What the kernels of one instruction set offer to the CPU device. Kernels know neither tensors nor threads: they get
+// pointers, the part of the work to do, and scratch memory. Elements are bfloat16 where `bf16` says so, else float32.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvmesh::cpu {
+
+/// out [rows, n] = x [rows, k] · w, with what follows in float32 before the one rounding.
+struct LinearTask {
+  const void* x;
+  const void* w;  // packed [k, n], 64-byte aligned
+  void* out;
+  std::int64_t k, n;
+  bool bf16;      // of x and w
+  bool out_bf16;
+  bool add;           // to what is in out
+  bool relu_squared;
+  float cap;          // > 0: cap · tanh(x / cap)
+};
+
+/// The queries of `tokens` consecutive tokens that share one key head, against the row's keys.
+struct AttentionTask {
+  const void* q;  // first token's first query head of the group; [tokens] at `stride` elements, [group, head_dim] contiguous
+  void* out;      // likewise
+  const void* k;  // this place's and head's ring [size, head_dim]
+  const void* v;
+  std::int64_t stride, size, head_dim, group, tokens;
+  std::int64_t start;     // position of the row's first key
+  std::int64_t position;  // of the first token
+  std::int64_t window;    // < 0: none
+  bool bf16;
+};
+
+/// One token's heads: qkv [(heads + 2 · kv_heads) · head_dim] → q [heads · head_dim] and one slot of each head's ring.
+struct AppendTask {
+  const void* qkv;
+  void* q;
+  void* k;  // the slot in key head 0; the next head's is `head_stride` elements on
+  void* v;
+  const float* rope;  // [head_dim]: cosines, then sines; null: none
+  std::int64_t heads, kv_heads, head_dim, head_stride;
+  float eps;
+  bool bf16;
+};
+
+struct Kernels {
+  std::int64_t panel;      // columns of a weight's panel
+  std::int64_t tile_rows;  // rows that one pass over a panel serves
+  std::int64_t (*panel_bytes)(bool bf16, std::int64_t k);
+  /// Panels [begin, end) of source [k, n] into target, the start of the whole packed weight.
+  void (*pack)(const void* source, bool source_bf16, bool bf16, std::int64_t k, std::int64_t n, std::int64_t begin, std::int64_t end, void* target);
+  std::size_t (*linear_scratch)(bool bf16, std::int64_t k, std::int64_t rows);
+  /// Rows [row_begin, row_end) of panels [panel_begin, panel_end).
+  void (*linear)(const LinearTask& task, std::int64_t row_begin, std::int64_t row_end, std::int64_t panel_begin, std::int64_t panel_end, void* scratch);
+  std::size_t (*attention_scratch)(std::int64_t head_dim, std::int64_t rows);
+  void (*attention)(const AttentionTask& task, void* scratch);
+  std::size_t (*row_scratch)(std::int64_t width);
+  void (*rms_norm)(const void* x, void* out, bool bf16, std::int64_t width, float eps, void* scratch);
+  void (*append)(const AppendTask& task, void* scratch);
+};
+
+namespace scalar { extern const Kernels kernels; }
+namespace avx2 { extern const Kernels kernels; }
+namespace avx512 { extern const Kernels kernels; }
+namespace avx512_bf16 { extern const Kernels kernels; }
+
+}  // namespace kvmesh::cpu

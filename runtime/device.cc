@@ -1,0 +1,141 @@
+// Shapes, dtypes and ranges of every operation, checked once for all devices; and the factory.
+#include "runtime/device.h"
+
+#include "runtime/cpu/cpu_device.h"
+
+namespace kvmesh {
+namespace {
+
+// Every pass comes through here, so messages are only formatted once something is wrong.
+
+std::string show(const Tensor& t) { return t.defined() ? fmt::format("{}{}", name_of(t.dtype()), to_string(t.shape())) : "nothing"; }
+
+/// `t` must be a tensor of this dtype and shape.
+void expect(const char* op, const char* name, const Tensor& t, DType dtype, Shape shape) {
+  const bool fits = t.dtype() == dtype && t.shape() == shape && (t.defined() || shape.numel() == 0);
+  if (!fits) fail(Fault::usage, "{}: {} is {}, expected {}{}", op, name, show(t), name_of(dtype), to_string(shape));
+}
+
+/// `t` must be a float32 or bfloat16 tensor with so many dimensions.
+void expect_floats(const char* op, const char* name, const Tensor& t, int rank) {
+  const bool fits = (t.dtype() == DType::f32 || t.dtype() == DType::bf16) && t.shape().rank() == rank;
+  if (!fits) fail(Fault::usage, "{}: {} is {}, expected float32 or bfloat16 with {} dimensions", op, name, show(t), rank);
+}
+
+struct Heads {
+  std::int64_t places, kv_heads, size, head_dim;
+};
+
+Heads expect_cache(const char* op, const LayerCache& cache) {
+  expect_floats(op, "the key cache", cache.k, 4);
+  expect(op, "the value cache", cache.v, cache.k.dtype(), cache.k.shape());
+  const Heads h{cache.k.size(0), cache.k.size(1), cache.k.size(2), cache.k.size(3)};
+  const bool fits = h.kv_heads > 0 && h.size > 0 && h.head_dim > 0 && h.head_dim % 2 == 0;
+  if (!fits) fail(Fault::usage, "{}: a cache {} has no heads, no slots or an odd head_dim", op, to_string(cache.k.shape()));
+  return h;
+}
+
+/// Segments must lie within the packed rows and the cache, and a row's keys must fit the ring.
+void expect_segments(const char* op, std::span<const Segment> segments, std::int64_t rows, const Heads& h) {
+  for (std::size_t i = 0; i < segments.size(); ++i) {
+    const Segment& s = segments[i];
+    check(s.count > 0 && s.offset >= 0 && s.offset + std::int64_t{s.count} <= rows, "{}: segment {} has rows [{}, {} + {}) of {}", op, i, s.offset,
+          s.offset, s.count, rows);
+    check(s.place >= 0 && s.place < h.places, "{}: segment {} has place {} of {}", op, i, s.place, h.places);
+    check(s.start >= 0 && s.begin >= s.start && s.begin + s.count - s.start <= h.size,
+          "{}: segment {} holds positions [{}, {} + {}) of a row that starts at {}: not within a ring of {}", op, i, s.begin, s.begin, s.count, s.start,
+          h.size);
+  }
+}
+
+std::int64_t expect_heads(const char* op, const Tensor& q, const Heads& h) {
+  expect_floats(op, "q", q, 2);
+  const std::int64_t heads = q.size(1) / h.head_dim;
+  const bool fits = heads > 0 && q.size(1) == heads * h.head_dim && heads % h.kv_heads == 0;
+  if (!fits) fail(Fault::usage, "{}: q is {}, whose heads do not fit {} key heads of {}", op, show(q), h.kv_heads, h.head_dim);
+  return heads;
+}
+
+}  // namespace
+
+void Device::gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out) {
+  expect_floats("gather_rows", "the table", table, 2);
+  if (ids.shape().rank() != 1) fail(Fault::usage, "gather_rows: ids is {}, expected int32 with 1 dimension", show(ids));
+  expect("gather_rows", "ids", ids, DType::i32, {ids.size(0)});
+  expect("gather_rows", "out", out, table.dtype(), {ids.size(0), table.size(1)});
+  if (out.numel() > 0) do_gather_rows(table, ids, out);
+}
+
+void Device::rms_norm(const Tensor& x, float eps, const Tensor& out) {
+  expect_floats("rms_norm", "x", x, 2);
+  expect("rms_norm", "out", out, x.dtype(), x.shape());
+  check(eps >= 0, "rms_norm: eps is {}, expected 0 or more", eps);
+  if (out.numel() > 0) do_rms_norm(x, eps, out);
+}
+
+void Device::linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap) {
+  expect_floats("linear", "x", x, 2);
+  expect("linear", "x", x, w.dtype, {x.size(0), w.k});
+  expect("linear", "the packed weight", w.data, DType::u8, {static_cast<std::int64_t>(weight_bytes(w.dtype, w.k, w.n))});
+  expect("linear", "out", out, out.dtype() == DType::f32 ? DType::f32 : x.dtype(), {x.size(0), w.n});
+  check(epilogue != Epilogue::soft_cap || cap > 0, "linear: the soft cap is {}, expected more than 0", cap);
+  if (out.numel() > 0) do_linear(x, w, epilogue, out, cap);
+}
+
+void Device::norm_rope_append(const Tensor& qkv, std::span<const Segment> segments, const Tensor& rope, float eps, const Tensor& q,
+                              const LayerCache& cache) {
+  const char* op = "norm_rope_append";
+  const Heads h = expect_cache(op, cache);
+  const std::int64_t heads = expect_heads(op, q, h);
+  expect(op, "q", q, cache.k.dtype(), q.shape());
+  expect(op, "qkv", qkv, q.dtype(), {q.size(0), (heads + 2 * h.kv_heads) * h.head_dim});
+  if (rope.defined()) expect(op, "the RoPE table", rope, DType::f32, {h.size, h.head_dim});
+  check(eps >= 0, "{}: eps is {}, expected 0 or more", op, eps);
+  expect_segments(op, segments, q.size(0), h);
+  if (!segments.empty()) do_norm_rope_append(qkv, segments, rope, eps, q, cache);
+}
+
+void Device::attention(const Tensor& q, std::span<const Segment> segments, const LayerCache& cache, std::int64_t window, const Tensor& out) {
+  const Heads h = expect_cache("attention", cache);
+  expect_heads("attention", q, h);
+  expect("attention", "q", q, cache.k.dtype(), q.shape());
+  expect("attention", "out", out, q.dtype(), q.shape());
+  expect_segments("attention", segments, q.size(0), h);
+  if (!segments.empty()) do_attention(q, segments, cache, window, out);
+}
+
+void Device::copy_rows(const LayerCache& cache, std::int32_t source, std::int64_t from, std::int32_t target, std::int64_t to, std::int64_t count) {
+  const Heads h = expect_cache("copy_rows", cache);
+  check(source >= 0 && source < h.places && target >= 0 && target < h.places && source != target,
+        "copy_rows: from place {} to place {} of {}: expected two different ones", source, target, h.places);
+  check(from >= 0 && to >= 0 && count >= 0 && count <= h.size, "copy_rows: {} positions from {} to {} in a ring of {}", count, from, to, h.size);
+  if (count > 0) do_copy_rows(cache, source, from, target, to, count);
+}
+
+void Device::sample(const Tensor& logits, std::span<const SampleRow> rows, const SampleOut& out) {
+  if (logits.shape().rank() != 2 || logits.size(1) == 0) fail(Fault::usage, "sample: logits is {}, expected float32 with 2 dimensions", show(logits));
+  const auto count = static_cast<std::int64_t>(rows.size());
+  const std::int64_t vocab = logits.size(1);
+  expect("sample", "logits", logits, DType::f32, {count, vocab});
+  expect("sample", "tokens", out.tokens, DType::i32, {count});
+  std::int64_t best = 0;
+  if (out.top_ids.defined()) {
+    check(out.top_ids.shape().rank() == 2 && out.top_ids.size(1) <= vocab, "sample: top_ids is {}, expected int32 with 2 dimensions, at most {} a row",
+          show(out.top_ids), vocab);
+    best = out.top_ids.size(1);
+    expect("sample", "top_ids", out.top_ids, DType::i32, {count, best});
+    check(out.log_probs.defined(), "sample: top_ids without log_probs");
+  }
+  if (out.log_probs.defined()) expect("sample", "log_probs", out.log_probs, DType::f32, {count, 1 + best});
+  for (std::size_t r = 0; r < rows.size(); ++r) check(rows[r].forced < vocab, "sample: row {} forces id {} of {}", r, rows[r].forced, vocab);
+  if (count > 0) do_sample(logits, rows, out);
+}
+
+std::unique_ptr<Device> make_device(std::string_view kind, const DeviceOptions& options) {
+  check(kind == "cpu" || kind == "cuda" || kind == "auto", "--device {}: not one of cpu, cuda, auto", kind);
+  check(kind != "cuda", "--device cuda: this build has no CUDA");
+  check(options.threads >= 0, "a device has {} threads: expected 1 or more, or 0 for all", options.threads);
+  return std::make_unique<cpu::CpuDevice>(options.threads);
+}
+
+}  // namespace kvmesh

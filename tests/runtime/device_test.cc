@@ -1,0 +1,89 @@
+// The factory, and the checks that every device makes: wrong dtypes, shapes and ranges are errors in words.
+#include "tests/runtime/cpu_testing.h"
+
+#include <functional>
+
+namespace kvmesh {
+namespace {
+
+void expect_error(const std::function<void()>& call, const std::string& words) {
+  try {
+    call();
+    ADD_FAILURE() << "no error with: " << words;
+  } catch (const Error& e) {
+    EXPECT_EQ(e.fault(), Fault::usage);
+    EXPECT_NE(std::string(e.what()).find(words), std::string::npos) << e.what();
+  }
+}
+
+TEST(Device, Factory) {
+  const auto two = cpu_device(2);
+  EXPECT_EQ(two->describe(), fmt::format("cpu ({}, 2 threads)", cpu::isa_names[static_cast<int>(cpu::isa())]));
+  EXPECT_NE(cpu_device(1)->describe().find("1 thread)"), std::string::npos);
+  EXPECT_NE(make_device("auto", {})->describe().find("cpu ("), std::string::npos);
+  expect_error([] { make_device("cuda", {}); }, "--device cuda: this build has no CUDA");
+  expect_error([] { make_device("tpu", {}); }, "not one of cpu, cuda, auto");
+  expect_error([] { make_device("cpu", {.threads = -1}); }, "threads");
+}
+
+TEST(Device, CopyNeedsEqualShapes) {
+  const auto device = cpu_device();
+  const Tensor a = random_tensor(DType::f32, {3, 4}, 1), b = device->empty(DType::f32, {3, 4});
+  device->copy(a, b);
+  EXPECT_TRUE(same_rows(a, 0, b, 0, 3));
+  expect_error([&] { device->copy(a, device->empty(DType::f32, {4, 3})); }, "float32[3, 4]");
+  expect_error([&] { device->copy(a, device->empty(DType::bf16, {3, 4})); }, "bfloat16[3, 4]");
+}
+
+TEST(Device, EmptyBatchesAreNoWork) {
+  const auto device = cpu_device();
+  const Tensor none = device->empty(DType::f32, {0, 4});
+  device->rms_norm(none, 1e-5f, device->empty(DType::f32, {0, 4}));
+  device->gather_rows(random_tensor(DType::f32, {3, 4}, 1), device->empty(DType::i32, {0}), none);
+}
+
+TEST(Device, LinearChecks) {
+  const auto device = cpu_device();
+  const auto weight = [&](DType dtype, std::int64_t k, std::int64_t n) {
+    return Weight{k, n, dtype, device->empty(DType::u8, {static_cast<std::int64_t>(device->weight_bytes(dtype, k, n))})};
+  };
+  const Tensor x = random_tensor(DType::bf16, {2, 6}, 1);
+  const auto out = [&](DType dtype, std::int64_t rows, std::int64_t n) { return device->empty(dtype, {rows, n}); };
+  expect_error([&] { device->linear(x, weight(DType::f32, 6, 8), Epilogue::none, out(DType::f32, 2, 8)); }, "x is bfloat16[2, 6], expected float32[2, 6]");
+  expect_error([&] { device->linear(x, weight(DType::bf16, 7, 8), Epilogue::none, out(DType::f32, 2, 8)); }, "expected bfloat16[2, 7]");
+  expect_error([&] { device->linear(x, weight(DType::bf16, 6, 8), Epilogue::none, out(DType::bf16, 3, 8)); }, "out is bfloat16[3, 8]");
+  expect_error([&] { device->linear(x, weight(DType::bf16, 6, 8), Epilogue::soft_cap, out(DType::f32, 2, 8), 0); }, "soft cap");
+  Weight short_one = weight(DType::bf16, 6, 8);
+  short_one.data = device->empty(DType::u8, {4});
+  expect_error([&] { device->linear(x, short_one, Epilogue::none, out(DType::f32, 2, 8)); }, "the packed weight is uint8[4]");
+  expect_error([&] { device->weight_bytes(DType::f64, 2, 2); }, "a weight is float32 or bfloat16, not float64");
+  expect_error([&] { device->linear(x, Weight{}, Epilogue::none, out(DType::f32, 2, 8)); }, "linear: x");
+  Tensor undefined;
+  expect_error([&] { device->rms_norm(undefined, 1e-5f, undefined); }, "rms_norm: x is nothing");
+}
+
+TEST(Device, SegmentChecks) {
+  const auto device = cpu_device();
+  const LayerCache cache{filled(DType::f32, {2, 1, 8, 4}, 0), filled(DType::f32, {2, 1, 8, 4}, 0)};
+  const Tensor q = filled(DType::f32, {3, 8}, 0), out = filled(DType::f32, {3, 8}, 0), qkv = filled(DType::f32, {3, 16}, 0);
+  const auto run = [&](Segment s) { return [&, s] { device->attention(q, std::span(&s, 1), cache, -1, out); }; };
+  EXPECT_NO_THROW(run({.start = 8, .begin = 13, .place = 1, .count = 3, .offset = 0})());
+  expect_error(run({.start = 8, .begin = 14, .place = 1, .count = 3, .offset = 0}), "not within a ring of 8");
+  expect_error(run({.start = 8, .begin = 7, .place = 1, .count = 3, .offset = 0}), "starts at 8");
+  expect_error(run({.start = 8, .begin = 8, .place = 2, .count = 3, .offset = 0}), "place 2 of 2");
+  expect_error(run({.start = 8, .begin = 8, .place = 0, .count = 3, .offset = 1}), "rows [1, 1 + 3) of 3");
+  expect_error(run({.start = 8, .begin = 8, .place = 0, .count = 0, .offset = 1}), "segment 0");
+  const Segment s{.start = 8, .begin = 8, .place = 0, .count = 3, .offset = 0};
+  const std::span segments(&s, 1);
+  expect_error([&] { device->norm_rope_append(q, segments, {}, 1e-5f, q, cache); }, "qkv is float32[3, 8], expected float32[3, 16]");
+  expect_error([&] { device->norm_rope_append(qkv, segments, filled(DType::f32, {8, 3}, 0), 1e-5f, q, cache); }, "expected float32[8, 4]");
+  expect_error([&] { device->attention(filled(DType::f32, {3, 6}, 0), segments, cache, -1, out); }, "do not fit 1 key heads of 4");
+  expect_error([&] { device->attention(filled(DType::bf16, {3, 8}, 0), segments, cache, -1, out); }, "expected float32[3, 8]");
+  expect_error([&] { device->copy_rows(cache, 0, 0, 0, 0, 1); }, "expected two different ones");
+  expect_error([&] { device->copy_rows(cache, 0, 0, 1, 0, 9); }, "9 positions");
+  const LayerCache odd{cache.k, filled(DType::f32, {2, 1, 7, 4}, 0)};
+  expect_error([&] { device->attention(q, segments, odd, -1, out); }, "the value cache is float32[2, 1, 7, 4]");
+}
+
+}  // namespace
+}  // namespace kvmesh

@@ -1,0 +1,163 @@
+// Device::linear against a float64 twin, and the same bits for a row whatever its company.
+#include "tests/runtime/cpu_testing.h"
+
+#include <cmath>
+#include <functional>
+#include <memory>
+
+namespace kvmesh {
+namespace {
+
+using LinearTest = CpuTest;
+
+/// A weight and the memory that it is packed into, aligned to no more than a packed layout asks for.
+Weight packed(const Device& device, const Tensor& source, DType dtype) {
+  const std::int64_t k = source.size(0), n = source.size(1);
+  const Tensor data = host_tensor(DType::u8, {static_cast<std::int64_t>(device.weight_bytes(dtype, k, n))});
+  device.pack_weight(source, dtype, data.raw());
+  return {k, n, dtype, data};
+}
+
+double expected(double sum, Epilogue epilogue, double old, double cap) {
+  switch (epilogue) {
+    case Epilogue::none: return sum;
+    case Epilogue::add: return old + sum;
+    case Epilogue::relu_squared: return sum > 0 ? sum * sum : 0;
+    default: return cap * std::tanh(sum / cap);
+  }
+}
+
+TEST_F(LinearTest, AgreesWithFloat64) {
+  const auto device = cpu_device(2);
+  constexpr float cap = 15;
+  struct Case {
+    std::int64_t rows, k, n;
+  };
+  for (const Case c : {Case{1, 1, 1}, {1, 7, 5}, {3, 64, 64}, {7, 33, 65}, {13, 96, 200}, {70, 129, 48}, {2, 300, 1000}}) {
+    for (const DType dtype : float_types()) {
+      for (const DType out_dtype : {dtype, DType::f32}) {
+        for (const Epilogue epilogue : {Epilogue::none, Epilogue::add, Epilogue::relu_squared, Epilogue::soft_cap}) {
+          const Tensor x = random_tensor(dtype, {c.rows, c.k}, 1), source = random_tensor(dtype, {c.k, c.n}, 2);
+          const Tensor before = random_tensor(out_dtype, {c.rows, c.n}, 3), out = copy_of(before);
+          device->linear(x, packed(*device, source, dtype), epilogue, out, cap);
+          const std::vector<double> xs = values(x), ws = values(source), olds = values(before), got = values(out);
+          for (std::int64_t r = 0; r < c.rows; ++r) {
+            for (std::int64_t j = 0; j < c.n; ++j) {
+              double sum = 0, size = 0;
+              for (std::int64_t i = 0; i < c.k; ++i) {
+                sum += xs[r * c.k + i] * ws[i * c.n + j];
+                size += std::abs(xs[r * c.k + i] * ws[i * c.n + j]);
+              }
+              const double old = olds[r * c.n + j], want = expected(sum, epilogue, old, cap);
+              // relu² doubles relative errors; sums lose up to some 1e-7 of the sum of magnitudes.
+              const double slope = epilogue == Epilogue::relu_squared ? 2 * std::abs(sum) + 1 : 1;
+              const double margin = tolerance(out_dtype) * std::abs(want) + 2e-6 * (size + std::abs(old)) * slope + 1e-30;
+              ASSERT_NEAR(got[r * c.n + j], want, margin)
+                  << name_of(dtype) << " " << c.rows << "x" << c.k << "x" << c.n << " epilogue " << static_cast<int>(epilogue) << " at " << r << ", " << j;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_F(LinearTest, PacksFloat32ToBfloat16ByRounding) {
+  const auto device = cpu_device();
+  const Tensor source = random_tensor(DType::f32, {33, 70}, 4), rounded = host_tensor(DType::bf16, {33, 70});
+  for (std::int64_t i = 0; i < source.numel(); ++i) set(rounded, i, get(source, i));
+  const Weight a = packed(*device, source, DType::bf16), b = packed(*device, rounded, DType::bf16);
+  EXPECT_EQ(std::memcmp(a.data.raw(), b.data.raw(), a.data.bytes()), 0);
+}
+
+TEST_F(LinearTest, SmallLogitsKeepTheirPrecisionUnderTheCap) {
+  const auto device = cpu_device();
+  const Tensor x = host_tensor(DType::f32, {1, 1}), source = host_tensor(DType::f32, {1, 2000}), out = host_tensor(DType::f32, {1, 2000});
+  set(x, 0, 1);
+  for (int i = 0; i < 2000; ++i) set(source, i, (i % 2 ? -1 : 1) * std::exp(-12 + i * 0.01));  // 6e-6 … 3e3
+  device->linear(x, packed(*device, source, DType::f32), Epilogue::soft_cap, out, 15);
+  for (int i = 0; i < 2000; ++i) {
+    const double want = 15 * std::tanh(get(source, i) / 15);
+    ASSERT_NEAR(get(out, i), want, 4e-7 * std::abs(want)) << get(source, i);
+  }
+}
+
+using Product = std::function<void(const Tensor& x, const Tensor& out)>;
+
+/// Whether rows come out with the same bits for every number of rows and every position among them.
+testing::AssertionResult rows_are_independent(const Product& product, const Tensor& x, std::int64_t n, DType out_dtype) {
+  const std::int64_t rows = x.size(0);
+  const Tensor alone = host_tensor(out_dtype, {rows, n});
+  for (std::int64_t r = 0; r < rows; ++r) product(x.slice(r, r + 1), alone.slice(r, r + 1));
+  for (std::int64_t count = 1; count <= rows; count = count < 70 ? count + 1 : count * 3) {
+    for (const std::int64_t first : {std::int64_t{0}, (rows - count) / 2, rows - count}) {
+      const Tensor out = host_tensor(out_dtype, {count, n});
+      product(x.slice(first, first + count), out);
+      if (auto same = same_rows(out, 0, alone, first, count); !same) return same << ", " << count << " rows from " << first;
+    }
+  }
+  return testing::AssertionSuccess();
+}
+
+TEST_F(LinearTest, ARowsBitsDoNotDependOnItsCompanyOrThreads) {
+  struct Case {
+    std::int64_t rows, k, n;
+  };
+  for (const Case c : {Case{75, 97, 130}, {75, 256, 64}, {700, 768, 96}}) {
+    for (const DType dtype : float_types()) {
+      const Tensor x = random_tensor(dtype, {c.rows, c.k}, 5), source = random_tensor(dtype, {c.k, c.n}, 6);
+      Tensor first;
+      for (int threads = 1; threads <= 4; ++threads) {
+        const auto device = cpu_device(threads);
+        const Weight w = packed(*device, source, dtype);
+        const auto product = [&](const Tensor& rows, const Tensor& out) { device->linear(rows, w, Epilogue::none, out); };
+        if (threads < 3) {
+          EXPECT_TRUE(rows_are_independent(product, x, c.n, dtype)) << name_of(dtype) << ", k " << c.k << ", threads " << threads;
+        }
+        const Tensor out = host_tensor(DType::f32, {c.rows, c.n});
+        product(x, out);
+        if (threads == 1) first = out;
+        EXPECT_TRUE(same_rows(out, 0, first, 0, c.rows)) << "threads " << threads;
+      }
+    }
+  }
+}
+
+TEST_F(LinearTest, ResidualAddsAreIndependentToo) {
+  const auto device = cpu_device(2);
+  const Tensor x = random_tensor(DType::bf16, {40, 96}, 7), source = random_tensor(DType::bf16, {96, 100}, 8), old = random_tensor(DType::bf16, {1, 100}, 9);
+  const Weight w = packed(*device, source, DType::bf16);
+  const auto product = [&](const Tensor& rows, const Tensor& out) {
+    for (std::int64_t r = 0; r < out.size(0); ++r) device->copy(old, out.slice(r, r + 1));
+    device->linear(rows, w, Epilogue::add, out);
+  };
+  EXPECT_TRUE(rows_are_independent(product, x, 100, DType::bf16));
+}
+
+// The check must be able to fail: a product that splits k when it has few rows is what libraries do.
+TEST_F(LinearTest, TheCheckCatchesASplitOfKByTheNumberOfRows) {
+  constexpr std::int64_t k = 96, n = 8;
+  const Tensor x = random_tensor(DType::f32, {20, k}, 10), w = random_tensor(DType::f32, {k, n}, 11);
+  const auto product = [&](bool split) {
+    return [&w, split](const Tensor& rows, const Tensor& out) {
+      const float *a = rows.data<float>(), *b = w.data<float>();
+      const std::int64_t parts = split && rows.size(0) < 4 ? 2 : 1;
+      for (std::int64_t r = 0; r < rows.size(0); ++r) {
+        for (std::int64_t j = 0; j < n; ++j) {
+          float sum = 0;
+          for (std::int64_t part = 0; part < parts; ++part) {
+            float partial = 0;
+            for (std::int64_t i = part * k / parts; i < (part + 1) * k / parts; ++i) partial += a[r * k + i] * b[i * n + j];
+            sum += partial;
+          }
+          out.data<float>()[r * n + j] = sum;
+        }
+      }
+    };
+  };
+  EXPECT_TRUE(rows_are_independent(product(false), x, n, DType::f32));
+  EXPECT_FALSE(rows_are_independent(product(true), x, n, DType::f32));
+}
+
+}  // namespace
+}  // namespace kvmesh
