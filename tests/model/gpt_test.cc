@@ -105,7 +105,7 @@ TEST(Gpt, bfloat16_is_near_the_twin) {
 }
 
 class GptBits : public testing::TestWithParam<DType> {};
-INSTANTIATE_TEST_SUITE_P(Dtypes, GptBits, testing::Values(DType::f32, DType::bf16), [](const auto& info) { return std::string(name_of(info.param)); });
+INSTANTIATE_TEST_SUITE_P(Dtypes, GptBits, testing::Values(DType::f32, DType::bf16), [](const auto& p) { return std::string(name_of(p.param)); });
 
 TEST_P(GptBits, cached_equals_uncached_for_every_cut_start_place_and_thread_count) {
   for (const ModelConfig& config : shapes()) {
