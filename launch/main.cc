@@ -21,6 +21,7 @@ constexpr const char* usage =
     "  score      log-likelihoods of given completions, on all ranks\n"
     "  tokenize   text to token ids and back\n"
     "  inspect    what is in a checkpoint folder\n"
+    "  bench      how fast prefill and decode are, beside what the machine can do\n"
     "  --version  what was compiled in\n";
 
 struct Failure {
@@ -76,6 +77,7 @@ int main(int argc, char** argv) {
   const std::span<const std::string> args = std::span(words).subspan(words.empty() ? 0 : 1);
   if (command == "generate") return run_on_mesh(generate_command, args, argc, argv);
   if (command == "score") return run_on_mesh(score_command, args, argc, argv);
+  if (command == "bench") return run_on_mesh(bench_command, args, argc, argv);
   if (command == "tokenize") return run_alone(tokenize_command, args);
   if (command == "inspect") return run_alone(inspect_command, args);
   if (command == "--version") return version_command();

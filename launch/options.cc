@@ -6,6 +6,7 @@
 #include <cmath>
 #include <fstream>
 #include <iostream>
+#include <sstream>
 
 namespace kvmesh {
 namespace {
@@ -53,12 +54,10 @@ T choose(const std::string& option, const std::string& word, std::initializer_li
   fail(Fault::usage, "--{} {}: not one of {}", option, word, all);
 }
 
-void add_mesh_options(po::options_description& options, MeshOptions& mesh, std::string& checkpoint, std::string& prompts, std::string& output) {
+void add_mesh_options(po::options_description& options, MeshOptions& mesh, std::string& checkpoint) {
   options.add_options()("help,h", "this text")                                                                     //
       ("config", po::value<std::string>()->value_name("FILE"), "INI file with the same names; the command line wins")  //
       ("checkpoint", value(checkpoint, "DIR"), "folder with config.json, model.safetensors, tokenizer.tiktoken")  //
-      ("prompts", value(prompts, "FILE"), "one JSON object a line")                                                //
-      ("output", value(output, "FILE"), "one JSON object a line, in input order; - is standard output")            //
       ("device", value(mesh.device, "KIND"), "cpu, cuda, or auto: cuda where a GPU answers, else cpu")             //
       ("dtype", value(mesh.dtype, "TYPE"), "float32, bfloat16, or auto: config.json's")                            //
       ("batch-size", value(mesh.batch_size, "B"), "rows in flight on the whole mesh")                              //
@@ -67,16 +66,28 @@ void add_mesh_options(po::options_description& options, MeshOptions& mesh, std::
       ("comm-timeout", value(mesh.comm_timeout, "SECONDS"), "no rank waits longer for another");
 }
 
-void finish_mesh_options(MeshOptions& mesh, const std::string& checkpoint, const std::string& prompts, const std::string& output) {
-  check(!checkpoint.empty(), "--checkpoint DIR is required");
-  mesh.checkpoint = checkpoint;
-  mesh.prompts = prompts;
-  mesh.output = output;
+void add_file_options(po::options_description& options, std::string& prompts, std::string& output) {
+  options.add_options()("prompts", value(prompts, "FILE"), "one JSON object a line")  //
+      ("output", value(output, "FILE"), "one JSON object a line, in input order; - is standard output");
+}
+
+void check_mesh_options(const MeshOptions& mesh) {
   check(mesh.batch_size >= 1 && mesh.batch_size <= 1 << 20, "--batch-size {}: must be 1 to {}", mesh.batch_size, 1 << 20);
   check(mesh.comm_timeout > 0, "--comm-timeout {}: must be positive", mesh.comm_timeout);
   check(mesh.threads >= 0 && mesh.threads <= 1024, "--threads {}: must be 0 to 1024", mesh.threads);
   choose<int>("device", mesh.device, {{"cpu", 0}, {"cuda", 0}, {"auto", 0}});
   choose<int>("dtype", mesh.dtype, {{"float32", 0}, {"bfloat16", 0}, {"auto", 0}});
+}
+
+/// D,layers,q_heads,kv_heads,vocab,seqlen, held to the rules of a config.json.
+ModelConfig parse_shape(const std::string& text) {
+  std::int64_t n[6] = {};
+  std::istringstream in(text);
+  bool read = true;
+  for (int i = 0; i < 6 && read; ++i) read = static_cast<bool>(in >> n[i]) && (i == 5 ? in.peek() == EOF : in.get() == ',');
+  check(read, "--shape {}: not six numbers D,layers,q_heads,kv_heads,vocab,seqlen", text);
+  return parse_config(fmt::format(R"({{"d_emb":{},"num_layers":{},"q_heads":{},"kv_heads":{},"vocab_size":{},"seqlen":{}}})", n[0], n[1], n[2], n[3], n[4], n[5]),
+                      "--shape " + text);
 }
 
 }  // namespace
@@ -86,7 +97,8 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   std::string checkpoint, prompts, output, rng = "row", sync = "tokens", pad = "power-of-two";
   std::int64_t seed = 0, logprobs = -1;
   po::options_description options("Options");
-  add_mesh_options(options, o.mesh, checkpoint, prompts, output);
+  add_mesh_options(options, o.mesh, checkpoint);
+  add_file_options(options, prompts, output);
   options.add_options()  //
       ("prompt", po::value(&o.prompt)->value_name("TEXT")->composing(), "a prompt, instead of --prompts; repeatable")  //
       ("max-new-tokens", value(o.row.max_new_tokens, "N"), "a completion's most tokens")                                 //
@@ -106,7 +118,11 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
       ("static-batches", po::bool_switch(&o.generate.static_batches), "rows enter only when the whole batch has finished")  //
       ("fresh", po::bool_switch(&o.fresh), "start over instead of going on with what --output FILE already has");
   if (!parse(args, options, "kvmesh generate --checkpoint DIR (--prompts FILE | --prompt TEXT …) [--output FILE | -]", speak)) return std::nullopt;
-  finish_mesh_options(o.mesh, checkpoint, prompts, output);
+  check(!checkpoint.empty(), "--checkpoint DIR is required");
+  o.mesh.checkpoint = checkpoint;
+  o.mesh.prompts = prompts;
+  o.mesh.output = output;
+  check_mesh_options(o.mesh);
   check(prompts.empty() != o.prompt.empty(), "{}", prompts.empty() ? "no input: give --prompts FILE or --prompt TEXT" : "--prompts and --prompt exclude each other");
   check(o.row.max_new_tokens >= 1, "--max-new-tokens {}: must be 1 or more", o.row.max_new_tokens);
   check(std::isfinite(o.row.temperature), "--temperature: must be a finite number");
@@ -130,10 +146,40 @@ std::optional<MeshOptions> parse_score_options(std::span<const std::string> args
   MeshOptions o;
   std::string checkpoint, prompts, output;
   po::options_description options("Options");
-  add_mesh_options(options, o, checkpoint, prompts, output);
+  add_mesh_options(options, o, checkpoint);
+  add_file_options(options, prompts, output);
   if (!parse(args, options, "kvmesh score --checkpoint DIR --prompts FILE [--output FILE | -]", speak)) return std::nullopt;
-  finish_mesh_options(o, checkpoint, prompts, output);
+  check(!checkpoint.empty(), "--checkpoint DIR is required");
+  o.checkpoint = checkpoint;
+  o.prompts = prompts;
+  o.output = output;
+  check_mesh_options(o);
   check(!prompts.empty(), "no input: give --prompts FILE");
+  return o;
+}
+
+std::optional<BenchOptions> parse_bench_options(std::span<const std::string> args, bool speak) {
+  BenchOptions o;
+  o.mesh.batch_size = 1;
+  std::string checkpoint, shape, json;
+  po::options_description options("Options");
+  add_mesh_options(options, o.mesh, checkpoint);
+  options.add_options()  //
+      ("batch", value(o.mesh.batch_size, "B"), "the same as --batch-size")  //
+      ("shape", value(shape, "D,layers,q_heads,kv_heads,vocab,seqlen"), "random weights of this shape instead of a checkpoint")  //
+      ("prompt-len", value(o.prompt_len, "P"), "tokens of each prompt")                                                 //
+      ("new-tokens", value(o.new_tokens, "N"), "new tokens of each row")                                                //
+      ("repeat", value(o.repeat, "R"), "how often; medians are reported")                                               //
+      ("json", value(json, "FILE"), "where the figures are written");
+  if (!parse(args, options, "kvmesh bench (--checkpoint DIR | --shape …) [--json FILE]", speak)) return std::nullopt;
+  check(checkpoint.empty() != shape.empty(), "give either --checkpoint DIR or --shape D,layers,q_heads,kv_heads,vocab,seqlen");
+  check(o.prompt_len >= 1, "--prompt-len {}: must be 1 or more", o.prompt_len);
+  check(o.new_tokens >= 2, "--new-tokens {}: must be 2 or more, for the first comes from prefill", o.new_tokens);
+  check(o.repeat >= 1, "--repeat {}: must be 1 or more", o.repeat);
+  o.mesh.checkpoint = checkpoint;
+  o.json = json;
+  if (!shape.empty()) o.shape = parse_shape(shape);
+  check_mesh_options(o.mesh);
   return o;
 }
 

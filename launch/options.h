@@ -41,6 +41,14 @@ struct GenerateCommandOptions {
 std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std::string> args, bool speak);
 std::optional<MeshOptions> parse_score_options(std::span<const std::string> args, bool speak);
 
+struct BenchOptions {
+  MeshOptions mesh;
+  std::optional<ModelConfig> shape;  ///< instead of a checkpoint: random weights
+  std::int64_t prompt_len = 128, new_tokens = 32, repeat = 3;
+  std::filesystem::path json;
+};
+std::optional<BenchOptions> parse_bench_options(std::span<const std::string> args, bool speak);
+
 struct TokenizeOptions {
   std::filesystem::path tokenizer;
   bool decode = false;

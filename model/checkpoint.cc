@@ -9,8 +9,11 @@
 #include <xxhash.h>
 
 #include <cerrno>
+#include <cmath>
 #include <cstring>
+#include <functional>
 #include <memory>
+#include <random>
 #include <unordered_set>
 
 namespace kvmesh {
@@ -87,27 +90,22 @@ void check_params(const SafetensorsFolder& files, const ModelConfig& config) {
     check(expected.contains(name), "{}: tensor {} is none of this model's", entry.file->path().string(), shown(name));
 }
 
-GptWeights load_weights(const std::filesystem::path& folder, const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group) {
-  check(dtype == DType::f32 || dtype == DType::bf16, "weights are float32 or bfloat16, not {}", name_of(dtype));
-  // Checked before the memory is asked for, so that a wrong config is told as such; one byte is shared so that every rank
-  // hears of an error.
-  std::unique_ptr<const SafetensorsFolder> files;  // on the host's first rank
-  share_on_host(group, 1, [&](void*) {
-    files = std::make_unique<const SafetensorsFolder>(folder);
-    check_params(*files, config);
-  });
+namespace {
 
+/// Packs what `rows` writes for each part (its rows [k, n] as `dtype`, called on the host's first rank) into memory that the host's ranks share.
+GptWeights build_weights(const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group,
+                         const std::function<void(const Part&, std::byte*)>& rows) {
   const Layout layout = make_layout(config, dtype, device);
   const auto arena = std::make_shared<Tensor>(share_on_host(group, static_cast<std::int64_t>(layout.bytes), [&](void* memory) {
     for (const Part& part : layout.parts) {
       std::byte* target = static_cast<std::byte*>(memory) + part.offset;
       if (!part.packed) {
-        read_rows(*files, part, dtype, target);
+        rows(part, target);
         continue;
       }
-      const Tensor rows = host_tensor(dtype, {part.k, part.n});
-      read_rows(*files, part, dtype, static_cast<std::byte*>(rows.raw()));
-      device.pack_weight(rows, dtype, target);
+      const Tensor matrix = host_tensor(dtype, {part.k, part.n});
+      rows(part, static_cast<std::byte*>(matrix.raw()));
+      device.pack_weight(matrix, dtype, target);
     }
   }));
 
@@ -128,6 +126,36 @@ GptWeights load_weights(const std::filesystem::path& folder, const ModelConfig& 
   }
   weights.lm_head = next_weight();
   return weights;
+}
+
+}  // namespace
+
+GptWeights load_weights(const std::filesystem::path& folder, const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group) {
+  check(dtype == DType::f32 || dtype == DType::bf16, "weights are float32 or bfloat16, not {}", name_of(dtype));
+  // Checked before the memory is asked for, so that a wrong config is told as such; one byte is shared so that every rank
+  // hears of an error.
+  std::unique_ptr<const SafetensorsFolder> files;  // on the host's first rank
+  share_on_host(group, 1, [&](void*) {
+    files = std::make_unique<const SafetensorsFolder>(folder);
+    check_params(*files, config);
+  });
+
+  return build_weights(config, dtype, device, group, [&](const Part& part, std::byte* rows) { read_rows(*files, part, dtype, rows); });
+}
+
+GptWeights random_weights(const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group, std::uint32_t seed) {
+  std::mt19937_64 bits(seed);
+  return build_weights(config, dtype, device, group, [&](const Part& part, std::byte* rows) {
+    const float width = std::sqrt(12.0f / static_cast<float>(part.packed ? part.k : 1));  // of the interval
+    for (std::int64_t i = 0; i < part.k * part.n; ++i) {
+      const float x = (static_cast<float>(bits() >> 40) * 0x1p-24f - 0.5f) * width;
+      if (dtype == DType::bf16) {
+        reinterpret_cast<bfloat16*>(rows)[i] = bfloat16(x);
+      } else {
+        reinterpret_cast<float*>(rows)[i] = x;
+      }
+    }
+  });
 }
 
 std::optional<Tokenizer> load_tokenizer(const std::filesystem::path& folder, const ModelConfig& config) {

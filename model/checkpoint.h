@@ -48,6 +48,10 @@ void check_params(const SafetensorsFolder& files, const ModelConfig& config);
 /// `dtype` is one.
 GptWeights load_weights(const std::filesystem::path& folder, const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group);
 
+/// Weights of a model that nobody has trained: uniform numbers with variance 1 / fan-in, the same for the same seed; for benchmarks. Shared
+/// and collective as load_weights is.
+GptWeights random_weights(const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group, std::uint32_t seed);
+
 /// The folder's tokenizer with the config's special tokens, or none if there is no tokenizer.tiktoken. An Error if it has ids
 /// beyond the model's vocabulary; only the pad id, which the model never sees, may be the first one beyond.
 std::optional<Tokenizer> load_tokenizer(const std::filesystem::path& folder, const ModelConfig& config);

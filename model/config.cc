@@ -18,10 +18,10 @@ using nlohmann::json;
 constexpr std::int64_t max_seqlen = std::int64_t{1} << 24, max_vocab = std::int64_t{1} << 24, max_width = std::int64_t{1} << 18,
                        max_layers = std::int64_t{1} << 12;
 
-/// The keys of one config file; remembers which were asked for.
+/// The keys of one config; remembers which were asked for.
 class Keys {
  public:
-  Keys(const std::filesystem::path& file) : file_(file.string()), object_(parse_json_object(read_file(file, 1 << 20), file)) {}
+  Keys(std::string_view text, const std::string& name) : file_(name), object_(parse_json_object(text, name)) {}
 
   /// The value, or null if the key is absent.
   const json* find(const char* key) {
@@ -80,8 +80,10 @@ class Keys {
 
 }  // namespace
 
-ModelConfig read_config(const std::filesystem::path& file) {
-  Keys keys(file);
+ModelConfig read_config(const std::filesystem::path& file) { return parse_config(read_file(file, 1 << 20), file.string()); }
+
+ModelConfig parse_config(std::string_view text, const std::string& source) {
+  Keys keys(text, source);
   ModelConfig c;
   c.seqlen = keys.whole("seqlen", 2, max_seqlen);
   c.vocab_size = keys.whole("vocab_size", 1, max_vocab);

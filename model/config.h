@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace kvmesh {
@@ -39,6 +40,8 @@ struct ModelConfig {
 
 /// Reads and checks; an Error names the file and the key.
 ModelConfig read_config(const std::filesystem::path& file);
+/// The same from the text itself; `source` says where it came from.
+ModelConfig parse_config(std::string_view text, const std::string& source);
 /// The JSON text that read_config reads back to the same config.
 std::string to_json(const ModelConfig& config);
 

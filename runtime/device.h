@@ -55,6 +55,12 @@ struct SampleRow {
   std::int32_t forced = -1;         ///< ≥ 0: log-probability of this id instead of the drawn one; the token is the argmax
 };
 
+/// What a device can do at most, measured on it: the ceilings that a benchmark is held against.
+struct Limits {
+  double flops_per_s = 0;  ///< multiply and add count as two
+  double bytes_per_s = 0;  ///< reading memory that no cache holds
+};
+
 struct SampleOut {
   Tensor tokens;     // i32 [R]
   Tensor log_probs;  // f32 [R, 1 + N]: of the token (or the forced one), then of the N best; undefined tensor: not computed
@@ -74,6 +80,9 @@ class Device {
   /// What a result's bits depend on: kind of device and instruction set or architecture, e.g. "cpu/avx512_bf16". Outputs that
   /// differ in it are not compared or continued.
   virtual std::string kind() const = 0;
+
+  /// Measures for about a second; nothing else should run on the device meanwhile. flops_per_s is that of matrix products in `dtype`.
+  virtual Limits measure_limits(DType dtype) = 0;
 
   /// Uninitialized memory of the device.
   virtual Tensor empty(DType dtype, Shape shape) = 0;

@@ -20,17 +20,22 @@ int default_threads(const ProcessGroup& group) {
 
 }  // namespace
 
-Job::Job(const MeshOptions& options, ProcessGroup& group) {
+Job::Job(const MeshOptions& options, const std::optional<ModelConfig>& shape, ProcessGroup& group) {
   group.set_deadline(std::chrono::duration<double>(options.comm_timeout));
   ShardingRules().check_runnable(Mesh::parse(options.mesh, group.size()));
   device = make_device(options.device, {options.threads > 0 ? options.threads : default_threads(group)});
-  config = read_config(options.checkpoint / "config.json");
+  config = shape ? *shape : read_config(options.checkpoint / "config.json");
   dtype = options.dtype == "auto" ? config.dtype : options.dtype == "float32" ? DType::f32 : DType::bf16;
-  tokenizer = load_tokenizer(options.checkpoint, config);
+  if (!shape) tokenizer = load_tokenizer(options.checkpoint, config);
 }
 
 const Gpt& Job::load(const std::filesystem::path& checkpoint, ProcessGroup& group) {
   gpt_ = std::make_unique<Gpt>(config, dtype, load_weights(checkpoint, config, dtype, *device, group), *device);
+  return *gpt_;
+}
+
+const Gpt& Job::randomize(ProcessGroup& group) {
+  gpt_ = std::make_unique<Gpt>(config, dtype, random_weights(config, dtype, *device, group, 0), *device);
   return *gpt_;
 }
 

@@ -13,7 +13,9 @@ namespace kvmesh {
 
 struct Job {
   /// Collective. The group's deadline becomes --comm-timeout.
-  Job(const MeshOptions& options, ProcessGroup& group);
+  Job(const MeshOptions& options, ProcessGroup& group) : Job(options, std::nullopt, group) {}
+  /// `shape` instead of a checkpoint, if given.
+  Job(const MeshOptions& options, const std::optional<ModelConfig>& shape, ProcessGroup& group);
 
   std::unique_ptr<Device> device;
   ModelConfig config;
@@ -22,6 +24,8 @@ struct Job {
 
   /// Loads the weights (collective); once.
   const Gpt& load(const std::filesystem::path& checkpoint, ProcessGroup& group);
+  /// The same with random weights.
+  const Gpt& randomize(ProcessGroup& group);
 
  private:
   std::unique_ptr<Gpt> gpt_;

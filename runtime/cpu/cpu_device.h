@@ -14,6 +14,7 @@ class CpuDevice final : public Device {
 
   std::string describe() const override;
   std::string kind() const override;
+  Limits measure_limits(DType dtype) override;
   Tensor empty(DType dtype, Shape shape) override { return host_tensor(dtype, shape); }
   void copy(const Tensor& source, const Tensor& target) override;
   std::size_t weight_bytes(DType dtype, std::int64_t k, std::int64_t n) const override;

@@ -14,5 +14,7 @@ void attention(const AttentionTask& task, void* scratch);
 std::size_t row_scratch(std::int64_t width);
 void rms_norm(const void* x, void* out, bool bf16, std::int64_t width, float eps, void* scratch);
 void append(const AppendTask& task, void* scratch);
+double multiply_registers(bool bf16, std::int64_t iterations);
+void read_memory(const void* memory, std::int64_t bytes);
 
 }  // namespace kvmesh::cpu::KVMESH_ISA

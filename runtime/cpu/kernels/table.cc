@@ -5,6 +5,6 @@
 namespace kvmesh::cpu::KVMESH_ISA {
 
 const Kernels kernels = {panel,  max_rows,          panel_bytes, pack,        linear_scratch, linear,
-                         attention_scratch, attention, row_scratch, rms_norm,    append};
+                         attention_scratch, attention, row_scratch, rms_norm,    append,      multiply_registers, read_memory};
 
 }  // namespace kvmesh::cpu::KVMESH_ISA

@@ -59,6 +59,10 @@ struct Kernels {
   std::size_t (*row_scratch)(std::int64_t width);
   void (*rms_norm)(const void* x, void* out, bool bf16, std::int64_t width, float eps, void* scratch);
   void (*append)(const AppendTask& task, void* scratch);
+  /// Multiplies and adds in registers, as fast as this instruction set does it; returns how many floating-point operations that was.
+  double (*multiply_registers)(bool bf16, std::int64_t iterations);
+  /// Reads [memory, memory + bytes), 64-byte aligned, once.
+  void (*read_memory)(const void* memory, std::int64_t bytes);
 };
 
 namespace scalar { extern const Kernels kernels; }
