@@ -11,8 +11,8 @@ namespace kvmesh {
 
 /// The pattern as tiktoken writes it:
 ///   '(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s
-/// It matches at every place in every text, so pieces leave nothing out. It is scanned by hand, with the classes as
-/// tiktoken has them, because a regular-expression library brings the classes of its own Unicode version.
+/// It matches at every place in every text, so pieces leave nothing out. It is scanned by hand, with the classes as tiktoken has
+/// them: a regular-expression library brings those of its own Unicode version, and PCRE2's \s has U+180E besides, tiktoken's has not.
 class Gpt2Pattern {
  public:
   Gpt2Pattern();
