@@ -148,7 +148,13 @@ INSTANTIATE_TEST_SUITE_P(Cases, Original, ::testing::ValuesIn(cases()), [](const
   return name;
 });
 
-TEST_P(Original, pads_alike) {
+TEST_P(Original, reads_and_pads_alike) {
+  if (fixture_.contains("texts")) {
+    const auto tokenizer = load_tokenizer(checkpoint_, config_);
+    ASSERT_TRUE(tokenizer);
+    EXPECT_EQ(tokenizer->encode_batch(fixture_.at("texts").get<std::vector<std::string>>(), 1), prompts_);
+    for (std::size_t b = 0; b < prompts_.size(); ++b) EXPECT_EQ(tokenizer->decode(fixture_.at("greedy").at(b).get<Ids>()), fixture_.at("completions").at(b).get<std::string>());
+  }
   for (const auto& [key, pad] : {std::pair("power_of_two", Pad::power_of_two), std::pair("longest", Pad::longest)}) {
     const json& theirs = fixture_.at("padded").at(key);
     const PaddedBatch ours = pad_tokens(prompts_, fixture_.at("pad_id"), pad);

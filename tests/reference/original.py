@@ -20,6 +20,7 @@ import warnings
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # where the original itself leaves the choice of attention to JAX
+os.environ["TIKTOKEN_CACHE_DIR"] = ""  # it would remember files by their path
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,6 @@ APRIL = {
 SAMPLED = [(1337, 0.8, 0), (7, 1.0, 20), (4294967295, 1.7, 5)]  # seed, temperature, top-k
 LOGIT_STEPS = 11  # decode steps whose logits are kept
 MOST_COLUMNS = 128  # of the vocabulary whose logits are kept
-LEAST_MARGIN = 5e-4
 
 
 class Original:
@@ -159,8 +159,8 @@ def rounded(logits, columns, digits):
     return [[round(float(x), digits) for x in row[columns]] for row in logits]
 
 
-def make_case(original, name, shape, weights, prompts, new_tokens, pad_id):
-    """Writes the fixture; False, and nothing written, if two tokens came so close that rounding may choose."""
+def make_case(original, name, shape, weights, prompts, new_tokens, pad_id, least_margin):
+    """Writes the fixture; False, and nothing written, if two tokens came closer than least_margin, so that rounding may choose."""
     vocab = shape["vocab_size"]
     columns = list(range(vocab)) if vocab <= MOST_COLUMNS else [int(c) for c in np.linspace(0, vocab - 1, MOST_COLUMNS)]
     run = Run(original, shape, weights, jnp.float32, pad_id)
@@ -179,7 +179,7 @@ def make_case(original, name, shape, weights, prompts, new_tokens, pad_id):
         margin = smallest_margin(*run.forced(prompts, tokens[:, :-1]), tokens, seed, temperature, top_k)
         fixture["sampled"].append({"seed": seed, "temperature": temperature, "top_k": top_k, "tokens": tokens.tolist(), "margin": margin})
     least = min([fixture["greedy_margin"]] + [s["margin"] for s in fixture["sampled"]])
-    if least < LEAST_MARGIN:
+    if least < least_margin:
         return False
 
     # A row's logits from its first prompt token (of a large vocabulary: from its last prompt token) to the last step that is kept.
@@ -205,7 +205,7 @@ def make_random_cases(original):
             weights = random_weights(shape, stored, seed)
             rng = np.random.default_rng([seed, 1])
             prompts = [rng.integers(0, pad_id, n).tolist() for n in lengths]
-            if make_case(original, name, shape, weights, prompts, new_tokens, pad_id):
+            if make_case(original, name, shape, weights, prompts, new_tokens, pad_id, 1e-3):
                 break
         folder = OUT / name
         folder.mkdir(exist_ok=True)
@@ -248,8 +248,8 @@ def make_checkpoint_case(original, folder, prompts, new_tokens):
     special = shape.get("special_tokens", {"<|endoftext|>": ranks, "<|pad|>": ranks + 1})
     tokenizer = encoding(folder / "tokenizer.tiktoken", special)
     ids = tokenizer.encode_batch(prompts, allowed_special=set(special))
-    if not make_case(original, folder.name, shape, weights, ids, new_tokens, special["<|pad|>"]):
-        sys.exit(f"{folder}: two tokens are less than {LEAST_MARGIN} apart; give other prompts")
+    if not make_case(original, folder.name, shape, weights, ids, new_tokens, special["<|pad|>"], 1e-4):
+        sys.exit(f"{folder}: two tokens are too close; give other prompts")
     path = OUT / f"{folder.name}.json"
     fixture = json.loads(path.read_text())
     fixture = {"texts": prompts, "completions": [tokenizer.decode(row) for row in fixture["greedy"]], **fixture}
@@ -260,7 +260,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout")
     parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--prompt", action="append", help="with --checkpoint; repeatable")
+    parser.add_argument("--prompt", action="append", help="with --checkpoint; repeatable; default: the first four of its prompts.jsonl")
     parser.add_argument("--new-tokens", type=int, default=48, help="with --checkpoint")
     parser.add_argument("--ranks", type=Path)
     args = parser.parse_args()
@@ -268,7 +268,7 @@ def main():
     if args.ranks:
         make_tokens(original, args.ranks)
     elif args.checkpoint:
-        prompts = args.prompt or ["<|endoftext|>Once upon a time there was", "<|endoftext|>One day", "<|endoftext|>"]
+        prompts = args.prompt or [json.loads(line)["prompt"] for line in (args.checkpoint / "prompts.jsonl").read_text().splitlines()[:4]]
         make_checkpoint_case(original, args.checkpoint, prompts, args.new_tokens)
     else:
         make_random_cases(original)
