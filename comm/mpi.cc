@@ -1,4 +1,5 @@
-// Collectives in host memory. Every MPI call here returns at once; waiting is done by wait(), which looks at the deadline.
+// Collectives in host memory. Every MPI call here returns at once; waiting is done by wait(), which looks at the deadline. Shortly before
+// that, a waiting rank calls the roll: ranks that wait as well answer, so that the error names those that do not.
 #include "comm/mpi.h"
 
 #include <mpi.h>
@@ -6,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <limits>
 #include <thread>
 #include <utility>
@@ -17,6 +19,7 @@ namespace {
 constexpr int looks_before_yield = 100;       // about 10 µs: a partner on a core of its own answers within that
 constexpr Seconds yield_for{0.001};           // then the core goes to whoever wants it …
 constexpr Seconds longest_sleep{0.001};       // … and then a sixteenth of the time waited so far is slept, this at most
+constexpr double roll_call_after = 0.75;      // of the deadline
 constexpr std::int64_t fold_bytes = 1 << 20;  // what all_reduce gathers at a time, over all ranks
 
 /// a ← a ∘ b. NaN wins, whichever side it is on.
@@ -128,36 +131,83 @@ class MpiCommunicator final : public Communicator {
     }
   }
 
-  MPI_Request start(const char* what) const {
+  MPI_Request start(const char* what) {
     if (deadline_->passed) fail(Fault::rank, "{}: rank {} cannot go on after it gave up waiting for another rank", what, rank_);
+    ++started_;
     return MPI_REQUEST_NULL;
   }
 
-  /// Until `request` is done or the deadline has passed. Rank r of n is r/n of a second (or of a quarter of the deadline) more patient
-  /// than rank 0, so that one rank can report and end the job before all the others say the same.
+  /// Until `request` is done or the deadline has passed. Rank 0 of n is a second (or a quarter of the deadline) less patient, the
+  /// others by their place in between, so that one rank can report and end the job before all the others say the same.
   void wait(const char* what, MPI_Request& request, std::initializer_list<Tensor> buffers) {
-    const Seconds patience = deadline_->seconds + std::min(Seconds{1}, deadline_->seconds / 4) * rank_ / size_;
+    const Seconds deadline = deadline_->seconds, patience = deadline - std::min(Seconds{1}, deadline / 4) * (size_ - 1 - rank_) / size_;
+    bool roll_called = false;
     int done = 0;
     for (int look = 0; look < looks_before_yield && !done; ++look) check_mpi(MPI_Test(&request, &done, MPI_STATUS_IGNORE), what);
     for (WaitClock clock(WaitClock::Clock::now()); !done;) {
       const Seconds waited = clock.look(WaitClock::Clock::now());
+      if (waited > roll_call_after * patience && !std::exchange(roll_called, true)) call_the_roll();
       if (waited > patience) give_up(what, waited, buffers);
+      if (waited > yield_for) answer_roll_calls();
       waited < yield_for ? void(sched_yield()) : std::this_thread::sleep_for(std::min(longest_sleep, waited / 16));
       check_mpi(MPI_Test(&request, &done, MPI_STATUS_IGNORE), what);
+    }
+  }
+
+  // A roll call is the number of the asker's collective; the answer repeats it, so that answers to an earlier call do not count. These
+  // few bytes leave at once, or the job is about to end: nobody waits for their requests.
+  static constexpr int ask_tag = 1, answer_tag = 2;
+
+  void send(const std::int64_t& number, int to, int tag) {
+    MPI_Request request = MPI_REQUEST_NULL;
+    check_mpi(MPI_Isend(&number, 1, MPI_INT64_T, to, tag, comm_, &request), "MPI_Isend");
+    check_mpi(MPI_Request_free(&request), "MPI_Request_free");
+  }
+
+  void call_the_roll() {
+    answered_.assign(static_cast<std::size_t>(size_), false);
+    answered_[static_cast<std::size_t>(rank_)] = true;
+    asked_ = started_;
+    for (int r = 0; r < size_; ++r) {
+      if (r != rank_) send(asked_, r, ask_tag);
+    }
+  }
+
+  void answer_roll_calls() {
+    for (;;) {
+      int there = 0;
+      MPI_Status status;
+      check_mpi(MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, comm_, &there, &status), "MPI_Iprobe");
+      if (!there) return;
+      std::int64_t& number = answers_.emplace_back();  // stays where it is: it may be on its way for a while
+      check_mpi(MPI_Recv(&number, 1, MPI_INT64_T, status.MPI_SOURCE, status.MPI_TAG, comm_, MPI_STATUS_IGNORE), "MPI_Recv");
+      if (status.MPI_TAG == ask_tag) {
+        send(number, status.MPI_SOURCE, answer_tag);
+      } else if (number == asked_) {
+        answered_[static_cast<std::size_t>(status.MPI_SOURCE)] = true;
+      }
     }
   }
 
   [[noreturn]] void give_up(const char* what, Seconds waited, std::initializer_list<Tensor> buffers) {
     deadline_->passed = true;
     abandoned_.assign(buffers);
-    fail(Fault::rank, "{}: rank {} of {} waited {:.1f} s for the other ranks; one of them has died, stalled or fallen behind", what, rank_, size_,
-         waited.count());
+    std::vector<int> silent;
+    for (int r = 0; r < size_; ++r) {
+      if (!answered_[static_cast<std::size_t>(r)]) silent.push_back(r);
+    }
+    if (silent.empty()) fail(Fault::rank, "{}: rank {} of {} waited {:.1f} s, and all others wait as well: the network is slow or broken", what, rank_, size_, waited.count());
+    fail(Fault::rank, "{}: rank {} of {} waited {:.1f} s for rank {}, which does not answer: dead, stopped, cut off, or still computing", what, rank_, size_,
+         waited.count(), fmt::join(silent, ", "));
   }
 
   MPI_Comm comm_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1;
   std::shared_ptr<Deadline> deadline_;
   std::int64_t piece_;
+  std::int64_t started_ = 0, asked_ = 0;    // collectives; the one that was last asked about
+  std::vector<bool> answered_;              // [ranks], to that
+  std::deque<std::int64_t> answers_;        // roll calls' messages
   std::vector<Tensor> abandoned_;  // memory that MPI may still write to
 };
 

@@ -14,7 +14,7 @@ namespace kvmesh {
 class ProcessGroup {
  public:
   /// Starts MPI: once a process, by its main thread. `deadline` > 0: no collective of this group waits longer for another rank
-  /// (from 1 s on, up to a second more, later ranks being more patient, so that one of them reports it).
+  /// (rank 0 gives up a little earlier, later ranks being more patient, so that one of them reports it).
   ProcessGroup(int& argc, char**& argv, std::chrono::duration<double> deadline);
   /// Orderly end: waits, within the deadline, for every rank to come here; if one does not, prints a sentence and ends the job with
   /// exit code 70. While an exception is on its way, or after a deadline passed, it waits for nobody and leaves MPI as it is: such

@@ -11,7 +11,9 @@
 
 #include <fmt/format.h>
 
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <unordered_map>
 
 namespace kvmesh {
@@ -134,6 +136,7 @@ void print_summary(const GenerateStats& s, std::int64_t errors, double seconds) 
 int generate_command(std::span<const std::string> args, ProcessGroup& group) {
   const auto begun = std::chrono::steady_clock::now();
   const bool first = group.rank() == 0;
+  catch_stop_signals();
   const std::optional<GenerateCommandOptions> parsed = parse_generate_options(args, first);
   if (!parsed) return 0;
   const GenerateCommandOptions& o = *parsed;
@@ -144,14 +147,19 @@ int generate_command(std::span<const std::string> args, ProcessGroup& group) {
 
   Communicator& ranks = group.world();
   LineSource lines = o.prompt.empty() ? LineSource(ranks, o.mesh.prompts) : LineSource(ranks, prompt_lines(o.prompt));
+  check(!lines.at_end(), "no input: {} has no rows", o.mesh.prompts.string());
   std::unique_ptr<Output> output;  // rank 0's
   bool complete = false;
   on_first_rank(ranks, [&] {
     const fs::path& file = o.mesh.output;
     if (file.empty() || file == "-" || (fs::exists(file) && !fs::is_regular_file(file) && !fs::is_directory(file))) {
-      output = make_stream_output(file.empty() || file == "-" ? stdout : std::fopen(file.c_str(), "w"));
+      std::FILE* const stream = file.empty() || file == "-" ? stdout : std::fopen(file.c_str(), "w");
+      check(stream != nullptr, "--output {}: {}", file.string(), std::strerror(errno));
+      output = make_stream_output(stream, stream == stdout ? "standard output" : file.string());
       return;
     }
+    check(!o.prompt.empty() || fs::is_regular_file(o.mesh.prompts), "--prompts {}: is read again when the job goes on, and must be a file for --output {}",
+          o.mesh.prompts.string(), file.string());
     const Json identity = identity_of(o, job, o.prompt.empty() ? file_hash(o.mesh.prompts) : Json(o.prompt).dump());
     complete = !o.fresh && is_complete(file, identity);
     if (!complete) output = make_file_output(file, identity, o.fresh);
@@ -163,13 +171,21 @@ int generate_command(std::span<const std::string> args, ProcessGroup& group) {
 
   const Gpt& gpt = job.load(o.mesh.checkpoint, group);
   Rows rows(std::move(lines), o, job, share_done(ranks, output.get()), output.get());
+  std::vector<Row> batch;  // --rng jax: all rows, so that what it cannot serve is told before anything is generated
+  if (o.generate.rng == Rng::jax) {
+    while (std::optional<Row> row = rows.next()) batch.push_back(std::move(*row));
+  }
+  std::size_t taken = 0;
+  const auto next = [&]() -> std::optional<Row> {
+    if (o.generate.rng == Rng::row) return rows.next();
+    return taken < batch.size() ? std::optional(std::move(batch[taken++])) : std::nullopt;
+  };
   Progress progress(first);
-  catch_stop_signals();
   bool stopped = false;
   std::int64_t finished = 0, new_tokens = 0;
   Generator generator(gpt, job.tokenizer ? &*job.tokenizer : nullptr, ranks, o.generate);
   const GenerateStats stats = generator.run(
-      [&] { return rows.next(); },
+      next,
       [&](const Row& row, Completion&& completion) {
         rows.finished(row, completion);
         ++finished, new_tokens += std::ssize(completion.tokens);

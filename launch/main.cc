@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <exception>
 #include <optional>
@@ -53,6 +54,11 @@ int run_alone(int (*command)(std::span<const std::string>), std::span<const std:
   return code;
 }
 
+// On every rank, so that under mpirun it is said once.
+int unknown_command(std::span<const std::string> words, ProcessGroup&) {
+  fail(Fault::usage, "{} (kvmesh --help lists them)", words.empty() ? "no command" : "unknown command '" + words[0] + "'");
+}
+
 int run_on_mesh(int (*command)(std::span<const std::string>, ProcessGroup&), std::span<const std::string> args, int argc, char** argv) {
   ProcessGroup group(argc, argv, std::chrono::seconds(60));
   int code = 0;
@@ -72,6 +78,7 @@ int run_on_mesh(int (*command)(std::span<const std::string>, ProcessGroup&), std
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::signal(SIGPIPE, SIG_IGN);  // a reader that went away is an error of writing, as a full disk is
   const std::vector<std::string> words(argv + 1, argv + argc);
   const std::string command = words.empty() ? "" : words[0];
   const std::span<const std::string> args = std::span(words).subspan(words.empty() ? 0 : 1);
@@ -82,6 +89,5 @@ int main(int argc, char** argv) {
   if (command == "inspect") return run_alone(inspect_command, args);
   if (command == "--version") return version_command();
   if (command == "--help" || command == "-h" || command == "help") return std::fputs(usage, stdout) < 0;
-  fmt::print(stderr, "kvmesh: {}\n{}", command.empty() ? "no command" : "unknown command '" + command + "'", usage);
-  return 1;
+  return run_on_mesh(unknown_command, words, argc, argv);
 }

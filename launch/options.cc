@@ -25,7 +25,7 @@ bool parse(std::span<const std::string> args, const po::options_description& opt
     if (values.count("config") && !values["config"].as<std::string>().empty()) {
       const auto file = values["config"].as<std::string>();
       std::ifstream in(file);
-      check(in.good(), "--config {}: cannot be read", file);
+      check(in.good() && !std::filesystem::is_directory(file), "--config {}: cannot be read", file);
       try {
         po::store(po::parse_config_file(in, options), values);
       } catch (const po::error& e) {
@@ -100,7 +100,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   add_mesh_options(options, o.mesh, checkpoint);
   add_file_options(options, prompts, output);
   options.add_options()  //
-      ("prompt", po::value(&o.prompt)->value_name("TEXT")->composing(), "a prompt, instead of --prompts; repeatable")  //
+      ("prompt", po::value(&o.prompt)->value_name("TEXT"), "a prompt, instead of --prompts; repeatable")  //
       ("max-new-tokens", value(o.row.max_new_tokens, "N"), "a completion's most tokens")                                 //
       ("temperature", value(o.row.temperature, "T"), "0 or less: the most probable token")                              //
       ("top-k", value(o.row.top_k, "K"), "draw among the K best (and ties of the K-th); 0: all")                        //
@@ -108,8 +108,8 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
       ("min-p", value(o.row.min_p, "P"), "draw among tokens at least P times as probable as the best; 0: all")          //
       ("seed", value(seed, "S"), "0 to 4294967295")                                                                     //
       ("rng", value(rng, "MODE"), "row: a draw depends on seed, row, sample and token; jax: the original's generate() over one batch")  //
-      ("stop", po::value(&o.row.stop)->value_name("TEXT")->composing(), "end a completion before this text; repeatable")  //
-      ("stop-token", po::value(&o.row.stop_tokens)->value_name("ID")->composing(), "end a completion with this token; repeatable")  //
+      ("stop", po::value(&o.row.stop)->value_name("TEXT"), "end a completion before this text; repeatable")  //
+      ("stop-token", po::value(&o.row.stop_tokens)->value_name("ID"), "end a completion with this token; repeatable")  //
       ("ignore-eos", po::bool_switch(&o.row.ignore_eos), "<|endoftext|> does not stop")                                 //
       ("samples", value(o.generate.samples, "N"), "completions a prompt")                                               //
       ("logprobs", po::value(&logprobs)->value_name("N"), "log-probabilities of the new tokens, and the N best")        //

@@ -23,19 +23,22 @@ class ScoreFile {
  public:
   explicit ScoreFile(const std::filesystem::path& file) : file_(file == "-" ? "" : file) {
     if (file_.empty()) return;
-    temporary_ = file_.string() + ".tmp";
+    const bool device = std::filesystem::exists(file_) && !std::filesystem::is_regular_file(file_);  // or a pipe: never replaced
+    temporary_ = device ? file_ : std::filesystem::path(file_.string() + ".tmp");
     stream_ = std::fopen(temporary_.c_str(), "w");
     check(stream_ != nullptr, "--output {}: {}", file_.string(), std::strerror(errno));
   }
   ~ScoreFile() {
-    if (stream_ != stdout) std::fclose(stream_), std::remove(temporary_.c_str());
+    if (stream_ == stdout) return;
+    std::fclose(stream_);
+    if (temporary_ != file_) std::remove(temporary_.c_str());
   }
   void write(const std::string& line) {
     if (std::fprintf(stream_, "%s\n", line.c_str()) < 0) failed();
   }
   void finish() {
     if (std::fflush(stream_) != 0) failed();
-    if (!file_.empty() && std::rename(temporary_.c_str(), file_.c_str()) != 0) failed();
+    if (temporary_ != file_ && std::rename(temporary_.c_str(), file_.c_str()) != 0) failed();
   }
 
  private:

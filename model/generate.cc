@@ -305,7 +305,7 @@ GenerateStats Generator::run(const std::function<std::optional<Row>()>& next, co
     std::size_t active = 0;
     for (int r = 0; r < ranks_.size(); ++r) active += (orders[static_cast<std::size_t>(r)] = pass_order(r)).size();
     if (active == 0) break;
-      if (options_.rng == Rng::jax && stats_.steps > 0) {
+    if (options_.rng == Rng::jax && stats_.steps > 0) {
       const SplitKey keys = split(jax_key_);
       jax_key_ = keys.first, jax_step_key_ = keys.second;
     }

@@ -176,8 +176,8 @@ void SafetensorsFile::read(const TensorInfo& tensor, std::int64_t first, std::in
   check(tensor.dtype == DType::f32 || tensor.dtype == DType::bf16 || tensor.dtype == DType::f16,
         "{}: tensor {} is {}; weights are F32, BF16 or F16", path_.string(), shown(tensor.name), name_of(tensor.dtype));
   check(dtype == DType::f32 || dtype == DType::bf16, "weights are converted to float32 or bfloat16, not to {}", name_of(dtype));
-  check(0 <= first && 0 <= count && first <= tensor.shape.numel() - count, "tensor {}: elements [{}, {}) of {}", shown(tensor.name), first,
-        first + count, to_string(tensor.shape));
+  check(0 <= first && 0 <= count && first <= tensor.shape.numel() - count, "tensor {}: {} elements from {} on, of {}", shown(tensor.name), count,
+        first, to_string(tensor.shape));
   const std::byte* source = data_.get() + tensor.offset + static_cast<std::size_t>(first) * size_of(tensor.dtype);
   auto* target = static_cast<std::byte*>(out);
   const auto n = static_cast<std::size_t>(count);

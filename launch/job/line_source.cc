@@ -5,6 +5,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 namespace kvmesh {
 namespace {
@@ -50,7 +51,13 @@ bool LineSource::refill() {
   return !ended_;
 }
 
+bool LineSource::at_end() {
+  if (!peeked_) peeked_ = next().has_value();
+  return !peeked_;
+}
+
 std::optional<std::string_view> LineSource::next() {
+  if (std::exchange(peeked_, false)) return line_;
   for (std::size_t searched = position_;;) {
     const std::size_t feed = buffer_.find('\n', searched);
     if (feed == std::string::npos) {

@@ -22,6 +22,8 @@ class LineSource {
 
   /// The next line that is not blank, without its line feed; nothing at the end. Collective; the view lives until the next call.
   std::optional<std::string_view> next();
+  /// Whether next() would give nothing. Collective.
+  bool at_end();
 
  private:
   bool refill();
@@ -32,6 +34,7 @@ class LineSource {
   std::string buffer_;         // unread input from position_ on
   std::size_t position_ = 0;
   bool ended_ = false;
+  bool peeked_ = false;        // line_ is the next line
   std::string line_;
 };
 

@@ -13,7 +13,9 @@
 #include <charconv>
 #include <chrono>
 #include <cstring>
+#include <exception>
 #include <fstream>
+#include <utility>
 
 namespace kvmesh {
 namespace {
@@ -22,7 +24,7 @@ namespace fs = std::filesystem;
 
 class StreamOutput final : public Output {
  public:
-  explicit StreamOutput(std::FILE* stream) : stream_(stream) {}
+  StreamOutput(std::FILE* stream, std::string name) : stream_(stream), name_(std::move(name)) {}
 
   void add(std::int64_t ordinal, std::int64_t span, bool, const std::string& line) override {
     waiting_.emplace(ordinal, std::pair(span, line));
@@ -37,8 +39,9 @@ class StreamOutput final : public Output {
   void finish() override {}
 
  private:
-  [[noreturn]] static void failed() { fail(Fault::io, "standard output: {}", std::strerror(errno)); }
+  [[noreturn]] void failed() const { fail(Fault::io, "{}: {}", name_, std::strerror(errno)); }
   std::FILE* stream_;
+  std::string name_;
   std::int64_t next_ = 0;
   std::map<std::int64_t, std::pair<std::int64_t, std::string>> waiting_;
 };
@@ -119,7 +122,7 @@ std::uint32_t checksum(std::string_view bytes) {
 class FileOutput final : public Output {
  public:
   FileOutput(const fs::path& file, const Json& identity, bool fresh) : file_(file), identity_(identity) {
-    check(!fs::is_directory(file_), "--output {}: is a folder", file_.string());
+    check(!fs::is_directory(file_), "--output {}: is a folder", file_.string());  // also where it is not asked whether FILE is complete
     lock();
     if (fresh) {
       for (const fs::path& old : {file_, beside(file_, ".manifest.json")}) {
@@ -128,6 +131,14 @@ class FileOutput final : public Output {
       if (::ftruncate(journal_->fd(), 0) != 0) io_failed(journal_->name());
     }
     replay();
+  }
+
+  // A job that ends before its time leaves its lines on the disk; one that could not begin (a torn checkpoint, say) leaves nothing.
+  ~FileOutput() override {
+    if (dirty_) ::fdatasync(journal_->fd());
+    if (std::uncaught_exceptions() == 0 || !lines_.empty()) return;
+    ::unlink(beside(file_, ".manifest.json").c_str());
+    ::unlink(journal_->name().c_str());
   }
 
   void add(std::int64_t ordinal, std::int64_t span, bool error, const std::string& line) override {
@@ -276,13 +287,14 @@ class FileOutput final : public Output {
 
 }  // namespace
 
-std::unique_ptr<Output> make_stream_output(std::FILE* stream) { return std::make_unique<StreamOutput>(stream); }
+std::unique_ptr<Output> make_stream_output(std::FILE* stream, std::string name) { return std::make_unique<StreamOutput>(stream, std::move(name)); }
 
 bool is_complete(const fs::path& file, const Json& identity) {
+  check(!fs::is_directory(file), "--output {}: is a folder", file.string());
   if (!fs::exists(file)) return false;
   std::ifstream in(beside(file, ".manifest.json"));
   const Json manifest = in.good() ? Json::parse(in, nullptr, false) : Json();
-  check(manifest.is_object() && manifest.contains("identity"), "--output {}: exists and has no manifest of kvmesh's (--fresh replaces it)", file.string());
+  check(manifest.is_object() && manifest.contains("identity") && manifest.value("complete", Json()) == true, "--output {}: exists and has no manifest of kvmesh's (--fresh replaces it)", file.string());
   check_identity(file, manifest["identity"], identity);
   return true;
 }

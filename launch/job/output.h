@@ -28,8 +28,8 @@ class Output {
   virtual std::int64_t errors_before() const { return 0; }
 };
 
-/// Lines to a stream, each as soon as all before it have been written. Borrows `stream`.
-std::unique_ptr<Output> make_stream_output(std::FILE* stream);
+/// Lines to a stream, each as soon as all before it have been written. Borrows `stream`; `name` is for errors.
+std::unique_ptr<Output> make_stream_output(std::FILE* stream, std::string name);
 
 /// Whether `file` is complete and was made by what `identity` says. An Error names the first difference if it is complete but was made otherwise, and
 /// says so if it is not kvmesh's at all.
@@ -37,7 +37,7 @@ bool is_complete(const std::filesystem::path& file, const Json& identity);
 
 /// A file that appears when it is complete. Until then its lines are in FILE.journal, each with a checksum; the same command (equal
 /// `identity`) goes on from there, a torn last line is dropped. The journal is locked while a job writes it. FILE.manifest.json
-/// holds the identity and, in the end, counts. `fresh` throws away what is there. Errors: Fault::usage for another identity or a second
+/// holds the identity and, in the end, counts. Nothing stays behind where an exception ends the job before any line was added. `fresh` throws away what is there. Errors: Fault::usage for another identity or a second
 /// job, Fault::io for what the file system refuses.
 std::unique_ptr<Output> make_file_output(const std::filesystem::path& file, const Json& identity, bool fresh);
 

@@ -20,8 +20,28 @@ template <typename... Args>
   throw RowError{fmt::format(format, std::forward<Args>(args)...)};
 }
 
+constexpr int max_depth = 256;  // what is passed through is written by a function that calls itself
+
+bool nested_deeper(std::string_view json, int depth) {
+  bool text = false;
+  for (std::size_t i = 0; i < json.size(); ++i) {
+    if (text) {
+      if (json[i] == '\\') ++i;
+      else text = json[i] != '"';
+    } else if (json[i] == '"') {
+      text = true;
+    } else if (json[i] == '[' || json[i] == '{') {
+      if (--depth < 0) return true;
+    } else if (json[i] == ']' || json[i] == '}') {
+      ++depth;
+    }
+  }
+  return false;
+}
+
 // The line as an object; its id (and later every other part) is in `text` as soon as it is known.
 Json parse_object(std::string_view line, RowText& text) {
+  if (nested_deeper(line, max_depth)) reject("not a JSON object: nested deeper than {}", max_depth);
   Json object;
   try {
     object = Json::parse(line);
@@ -57,7 +77,7 @@ float number(const Json& v, const char* name) {
 
 std::vector<std::int32_t> id_list(const Json& v, const char* name, const RowContext& context) {
   if (!v.is_array()) reject("\"{}\" is not a list of ids", name);
-  const std::int32_t pad = context.tokenizer ? context.tokenizer->pad() : -1;
+  const std::int32_t pad = context.pad();
   std::vector<std::int32_t> ids;
   for (const Json& e : v) {
     const std::int64_t most = std::max<std::int64_t>(context.config.vocab_size - 1, pad);
@@ -80,7 +100,7 @@ std::vector<std::int32_t> take_ids(Json& object, const char* text_name, const ch
 
 // Leading pads are padding; what is left must be a prompt that can be served.
 void check_prompt(std::vector<std::int32_t>& ids, const RowContext& context) {
-  const std::int32_t pad = context.tokenizer ? context.tokenizer->pad() : -1;
+  const std::int32_t pad = context.pad();
   if (pad >= 0) ids.erase(ids.begin(), std::find_if(ids.begin(), ids.end(), [pad](std::int32_t id) { return id != pad; }));
   if (ids.empty()) reject("the prompt is empty");
   for (std::size_t i = 0; i < ids.size(); ++i) {
@@ -122,6 +142,12 @@ std::string tail(const RowText& text) {
 
 }  // namespace
 
+std::int32_t RowContext::special(const char* name) const {
+  if (tokenizer) return std::string_view(name) == "<|pad|>" ? tokenizer->pad() : tokenizer->end_of_text();
+  const auto found = config.special_tokens.find(name);
+  return found == config.special_tokens.end() ? -1 : found->second;
+}
+
 InputRow parse_row(std::string_view line, std::int64_t index, const RowContext& context) {
   InputRow in;
   const RowDefaults& d = context.defaults;
@@ -152,7 +178,7 @@ InputRow parse_row(std::string_view line, std::int64_t index, const RowContext& 
     }
     if (!row.stop.empty() && !context.tokenizer) reject("\"stop\" is text, but the checkpoint has no tokenizer.tiktoken");
     row.stop_tokens = d.stop_tokens;
-    if (!d.ignore_eos && context.tokenizer && context.tokenizer->end_of_text() >= 0) row.stop_tokens.push_back(context.tokenizer->end_of_text());
+    if (!d.ignore_eos && context.end_of_text() >= 0) row.stop_tokens.push_back(context.end_of_text());
     in.text.passed_through = std::move(object);
     check_prompt(prompt, context);
     if (std::ssize(prompt) >= context.config.seqlen) reject("the prompt's {} tokens leave no room for a new one in a context of {}", prompt.size(), context.config.seqlen);

@@ -32,6 +32,12 @@ struct RowContext {
   const RowDefaults& defaults;
   const ModelConfig& config;
   const Tokenizer* tokenizer;  ///< null: rows must have "tokens"
+
+  std::int32_t pad() const { return special("<|pad|>"); }                  ///< -1 if there is none
+  std::int32_t end_of_text() const { return special("<|endoftext|>"); }    ///< -1 if there is none
+
+ private:
+  std::int32_t special(const char* name) const;
 };
 
 /// Never throws for bad input: the reason is in text.error.

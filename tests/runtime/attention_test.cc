@@ -8,8 +8,6 @@
 namespace kvmesh {
 namespace {
 
-using AttentionTest = CpuTest;
-
 struct Setting {
   std::int64_t heads, kv_heads, head_dim, size;
   DType dtype;
@@ -111,7 +109,7 @@ std::vector<std::vector<double>> twin(const Setting& s, const Tensor& qkv) {
   return out;
 }
 
-TEST_F(AttentionTest, AgreesWithFloat64) {
+TEST(Attention, AgreesWithFloat64) {
   const auto device = cpu_device(2);
   for (const DType dtype : float_types()) {
     for (const Setting& s : {Setting{2, 1, 2, 40, dtype}, {4, 2, 8, 40, dtype}, {3, 3, 10, 90, dtype, 7}, {8, 4, 32, 200, dtype, 64},
@@ -132,7 +130,7 @@ TEST_F(AttentionTest, AgreesWithFloat64) {
   }
 }
 
-TEST_F(AttentionTest, CachedKeysAreTheTwins) {
+TEST(Attention, CachedKeysAreTheTwins) {
   const auto device = cpu_device();
   for (const DType dtype : float_types()) {
     const Setting s{4, 2, 10, 16, dtype};
@@ -158,7 +156,7 @@ TEST_F(AttentionTest, CachedKeysAreTheTwins) {
   }
 }
 
-TEST_F(AttentionTest, ARowsBitsDoNotDependOnRunsRingOrThreads) {
+TEST(Attention, ARowsBitsDoNotDependOnRunsRingOrThreads) {
   for (const DType dtype : float_types()) {
     for (const Setting& s : {Setting{8, 4, 96, 300, dtype}, {4, 1, 10, 300, dtype, 70}, {7, 1, 2, 200, dtype, 20, false}}) {
       const std::int64_t tokens = s.size;
@@ -176,7 +174,7 @@ TEST_F(AttentionTest, ARowsBitsDoNotDependOnRunsRingOrThreads) {
   }
 }
 
-TEST_F(AttentionTest, ManySegmentsInOnePassAreStrangers) {
+TEST(Attention, ManySegmentsInOnePassAreStrangers) {
   for (const DType dtype : float_types()) {
     const Setting s{8, 2, 32, 100, dtype, 50};
     const auto device = cpu_device(3);
@@ -202,7 +200,7 @@ TEST_F(AttentionTest, ManySegmentsInOnePassAreStrangers) {
   }
 }
 
-TEST_F(AttentionTest, ExtremeScoresStayFinite) {
+TEST(Attention, ExtremeScoresStayFinite) {
   const auto device = cpu_device();
   // Unnormed queries straight into attention: weights that underflow, and a maximum that comes last.
   const LayerCache cache{host_tensor(DType::f32, {1, 1, 200, 2}), host_tensor(DType::f32, {1, 1, 200, 2})};
@@ -222,7 +220,7 @@ TEST_F(AttentionTest, ExtremeScoresStayFinite) {
   EXPECT_NEAR(get(out, 1), 0, 1e-30);
 }
 
-TEST_F(AttentionTest, CopyRowsWrapsOnBothSides) {
+TEST(Attention, CopyRowsWrapsOnBothSides) {
   const auto device = cpu_device(2);
   for (const DType dtype : float_types()) {
     const Shape shape{3, 2, 10, 4};

@@ -1,29 +1,16 @@
-// What the CPU device's tests share: random tensors, values as double, comparisons of bits, and the skip on CPUs that lack the
-// instruction set that KVMESH_CPU_ISA asks for.
+// What the CPU device's tests share: random tensors, values as double, comparisons of bits.
 #pragma once
 
-#include "runtime/cpu/isa.h"
 #include "runtime/device.h"
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <cstring>
 #include <random>
 #include <string>
 #include <vector>
 
 namespace kvmesh {
-
-class CpuTest : public testing::Test {
- protected:
-  void SetUp() override {
-    const char* word = std::getenv("KVMESH_CPU_ISA");
-    for (int i = 0; word && i < 4; ++i) {
-      if (word == cpu::isa_names[i] && i > static_cast<int>(cpu::best_isa())) GTEST_SKIP() << "this CPU lacks " << word;
-    }
-  }
-};
 
 inline std::unique_ptr<Device> cpu_device(int threads = 1) { return make_device("cpu", {.threads = threads}); }
 

@@ -1,6 +1,8 @@
 // The factory, and the checks that every device makes: wrong dtypes, shapes and ranges are errors in words.
 #include "tests/runtime/cpu_testing.h"
 
+#include "runtime/cpu/isa.h"
+
 #include <functional>
 
 namespace kvmesh {

@@ -8,8 +8,6 @@
 namespace kvmesh {
 namespace {
 
-using LinearTest = CpuTest;
-
 /// A weight and the memory that it is packed into, aligned to no more than a packed layout asks for.
 Weight packed(const Device& device, const Tensor& source, DType dtype) {
   const std::int64_t k = source.size(0), n = source.size(1);
@@ -27,7 +25,7 @@ double expected(double sum, Epilogue epilogue, double old, double cap) {
   }
 }
 
-TEST_F(LinearTest, AgreesWithFloat64) {
+TEST(Linear, AgreesWithFloat64) {
   const auto device = cpu_device(2);
   constexpr float cap = 15;
   struct Case {
@@ -62,7 +60,7 @@ TEST_F(LinearTest, AgreesWithFloat64) {
   }
 }
 
-TEST_F(LinearTest, PacksFloat32ToBfloat16ByRounding) {
+TEST(Linear, PacksFloat32ToBfloat16ByRounding) {
   const auto device = cpu_device();
   const Tensor source = random_tensor(DType::f32, {33, 70}, 4), rounded = host_tensor(DType::bf16, {33, 70});
   for (std::int64_t i = 0; i < source.numel(); ++i) set(rounded, i, get(source, i));
@@ -70,7 +68,7 @@ TEST_F(LinearTest, PacksFloat32ToBfloat16ByRounding) {
   EXPECT_EQ(std::memcmp(a.data.raw(), b.data.raw(), a.data.bytes()), 0);
 }
 
-TEST_F(LinearTest, SmallLogitsKeepTheirPrecisionUnderTheCap) {
+TEST(Linear, SmallLogitsKeepTheirPrecisionUnderTheCap) {
   const auto device = cpu_device();
   const Tensor x = host_tensor(DType::f32, {1, 1}), source = host_tensor(DType::f32, {1, 2000}), out = host_tensor(DType::f32, {1, 2000});
   set(x, 0, 1);
@@ -99,7 +97,7 @@ testing::AssertionResult rows_are_independent(const Product& product, const Tens
   return testing::AssertionSuccess();
 }
 
-TEST_F(LinearTest, ARowsBitsDoNotDependOnItsCompanyOrThreads) {
+TEST(Linear, ARowsBitsDoNotDependOnItsCompanyOrThreads) {
   struct Case {
     std::int64_t rows, k, n;
   };
@@ -123,7 +121,7 @@ TEST_F(LinearTest, ARowsBitsDoNotDependOnItsCompanyOrThreads) {
   }
 }
 
-TEST_F(LinearTest, ResidualAddsAreIndependentToo) {
+TEST(Linear, ResidualAddsAreIndependentToo) {
   const auto device = cpu_device(2);
   const Tensor x = random_tensor(DType::bf16, {40, 96}, 7), source = random_tensor(DType::bf16, {96, 100}, 8), old = random_tensor(DType::bf16, {1, 100}, 9);
   const Weight w = packed(*device, source, DType::bf16);
@@ -135,7 +133,7 @@ TEST_F(LinearTest, ResidualAddsAreIndependentToo) {
 }
 
 // The check must be able to fail: a product that splits k when it has few rows is what libraries do.
-TEST_F(LinearTest, TheCheckCatchesASplitOfKByTheNumberOfRows) {
+TEST(Linear, TheCheckCatchesASplitOfKByTheNumberOfRows) {
   constexpr std::int64_t k = 96, n = 8;
   const Tensor x = random_tensor(DType::f32, {20, k}, 10), w = random_tensor(DType::f32, {k, n}, 11);
   const auto product = [&](bool split) {

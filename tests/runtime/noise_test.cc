@@ -12,9 +12,12 @@
 namespace kvmesh {
 namespace {
 
-nlohmann::json fixture() {
-  std::ifstream file(KVMESH_SOURCE_DIR "/tests/fixtures/noise.json");
-  return nlohmann::json::parse(file);
+const nlohmann::json& fixture() {
+  static const nlohmann::json all = [] {
+    std::ifstream file(KVMESH_SOURCE_DIR "/tests/fixtures/noise.json");
+    return nlohmann::json::parse(file);
+  }();
+  return all;
 }
 
 NoiseKey key_of(const nlohmann::json& words) { return {words[0].get<std::uint32_t>(), words[1].get<std::uint32_t>()}; }

@@ -6,9 +6,7 @@
 namespace kvmesh {
 namespace {
 
-using RowsTest = CpuTest;
-
-TEST_F(RowsTest, GatherCopiesRows) {
+TEST(Rows, GatherCopiesRows) {
   const auto device = cpu_device(2);
   for (const DType dtype : float_types()) {
     const Tensor table = random_tensor(dtype, {11, 7}, 1), ids = host_tensor(DType::i32, {600}), out = host_tensor(dtype, {600, 7});
@@ -22,7 +20,7 @@ TEST_F(RowsTest, GatherCopiesRows) {
   }
 }
 
-TEST_F(RowsTest, RmsNormAgreesWithFloat64) {
+TEST(Rows, RmsNormAgreesWithFloat64) {
   const auto device = cpu_device(2);
   for (const DType dtype : float_types()) {
     for (const std::int64_t width : {1, 2, 5, 16, 33, 768}) {
@@ -42,7 +40,7 @@ TEST_F(RowsTest, RmsNormAgreesWithFloat64) {
   }
 }
 
-TEST_F(RowsTest, RmsNormBitsDoNotDependOnPosition) {
+TEST(Rows, RmsNormBitsDoNotDependOnPosition) {
   for (const DType dtype : float_types()) {
     const Tensor x = random_tensor(dtype, {100, 51}, 3), alone = host_tensor(dtype, {100, 51});
     const auto one = cpu_device(1);
