@@ -19,7 +19,7 @@ inline void require(bool ok) {
   if (!ok) std::abort();
 }
 
-/// Whether f() ran through; false if it threw an Error, which must say something in one line. Other exceptions go on.
+/// Whether f() ran through; false if it threw an Error, which must say something. Other exceptions go on.
 template <typename F>
 bool accepted(F&& f) {
   try {
