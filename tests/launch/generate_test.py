@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import subprocess
 
 from command_line import (COUNTING, D, EOT, PAD, SEQLEN, VOCAB, CommandLineTest, config_of, counted, counting_logits, counting_weights, log_probabilities, random_weights,
                           run_tests, text_of, write_checkpoint)
@@ -311,7 +313,14 @@ class Score(CommandLineTest):
         self.assertEqual(list(self.folder.glob(output.name + "*")), [output])
         self.assert_one_line_error(self.run_command(*base, ranks=2), 1, "--prompts")
         self.assert_one_line_error(self.run_command(*base, "--prompts", self.write("empty", "\n\n"), ranks=2), 1, "no input", "empty")
-        self.assert_one_line_error(self.run_command(*base, "--prompts", prompts, "--output", "/dev/full"), 74, "/dev/full", "No space")
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(self.command(*base, "--prompts", prompts), stdout=full, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=60)
+        self.assertEqual((done.returncode, done.stderr), (74, b"kvmesh: standard output: No space left on device\n"))
+        os.mkfifo(self.path("fifo"))  # a device would do as well, but a program that replaces it would harm the machine
+        with subprocess.Popen(["cat", str(self.path("fifo"))], stdout=subprocess.PIPE) as cat:
+            self.assertEqual(self.run_command(*base, "--prompts", prompts, "--output", self.path("fifo")).returncode, 0)
+            self.assertEqual(cat.communicate(timeout=20)[0], output.read_bytes())
+        self.assertTrue(self.path("fifo").is_fifo())
 
 
 if __name__ == "__main__":
