@@ -225,11 +225,13 @@ class Ranks(Job):
     def test_a_job_that_is_suspended_as_a_whole_goes_on(self):
         job = self.start("--comm-timeout", 2, ranks=2)
         pids = self.ranks_of(job, 2)
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+        os.kill(pids[0], signal.SIGSTOP)
+        time.sleep(0.3)  # so that the other one is stopped while it waits
+        os.kill(pids[1], signal.SIGSTOP)
         time.sleep(4)
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        os.kill(pids[1], signal.SIGCONT)
+        time.sleep(0.3)  # and looks at the clock before the other one comes
+        os.kill(pids[0], signal.SIGCONT)
         _, errors = job.communicate(timeout=60)
         self.assertEqual(job.returncode, 2, errors)
         self.check_finished()
