@@ -14,6 +14,7 @@
 #include <cstring>
 #include <limits>
 #include <optional>
+#include <system_error>
 
 namespace kvmesh {
 namespace {
@@ -192,6 +193,12 @@ void SafetensorsFile::release(const TensorInfo& tensor) const {
 
 namespace {
 
+/// Also false for a name that the file system refuses, where std::filesystem::exists would throw.
+bool is_there(const std::filesystem::path& file) {
+  std::error_code refused;
+  return std::filesystem::exists(file, refused);
+}
+
 /// weight_map of the index: tensor → plain file name.
 std::map<std::string, std::string> read_index(const std::filesystem::path& index) {
   const json object = parse_json_object(read_file(index, max_header_bytes), index);
@@ -210,19 +217,19 @@ std::map<std::string, std::string> read_index(const std::filesystem::path& index
 }  // namespace
 
 SafetensorsFolder::SafetensorsFolder(const std::filesystem::path& folder) : path_(folder / single_name) {
-  if (std::filesystem::exists(path_)) {
+  if (is_there(path_)) {
     files_.push_back(std::make_unique<SafetensorsFile>(path_));
     for (const TensorInfo& tensor : files_[0]->tensors()) tensors_.emplace(tensor.name, Entry{files_[0].get(), &tensor});
     return;
   }
   path_ = folder / index_name;
-  check(std::filesystem::exists(path_), "{}: holds neither {} nor {}", folder.string(), single_name, index_name);
+  check(is_there(path_), "{}: holds neither {} nor {}", folder.string(), single_name, index_name);
   const std::map<std::string, std::string> index = read_index(path_);
   std::map<std::string, const SafetensorsFile*> shards;
   for (const auto& [tensor, shard] : index) {
     const SafetensorsFile*& file = shards[shard];
     if (!file) {
-      check(std::filesystem::exists(folder / shard), "{}: the file {} of tensor {} is missing", path_.string(), shown(shard), shown(tensor));
+      check(is_there(folder / shard), "{}: the file {} of tensor {} is missing", path_.string(), shown(shard), shown(tensor));
       file = files_.emplace_back(std::make_unique<SafetensorsFile>(folder / shard)).get();
     }
     const TensorInfo* info = file->find(tensor);
@@ -238,7 +245,7 @@ SafetensorsFolder::SafetensorsFolder(const std::filesystem::path& folder) : path
 }
 
 std::vector<std::filesystem::path> weight_files(const std::filesystem::path& folder) {
-  if (std::filesystem::exists(folder / single_name)) return {folder / single_name};
+  if (is_there(folder / single_name)) return {folder / single_name};
   std::vector<std::filesystem::path> files{folder / index_name};
   std::map<std::string, bool> seen;
   for (const auto& [tensor, shard] : read_index(folder / index_name)) seen[shard] = true;

@@ -182,21 +182,15 @@ class FileOutput final : public Output {
     if (::unlink(journal_->name().c_str()) != 0) io_failed(journal_->name());
   }
 
-  std::vector<bool> done() const override {
-    std::vector<bool> set;
-    for (std::size_t i = 0; i < replayed_; ++i) {
-      const auto from = static_cast<std::size_t>(lines_[i].ordinal), to = from + static_cast<std::size_t>(lines_[i].span);
-      if (set.size() < to) set.resize(to);
-      std::fill(set.begin() + static_cast<std::ptrdiff_t>(from), set.begin() + static_cast<std::ptrdiff_t>(to), true);
-    }
-    return set;
-  }
+  std::vector<bool> done() const override { return done_; }
 
   std::int64_t errors_before() const override {
     return std::count_if(lines_.begin(), lines_.begin() + static_cast<std::ptrdiff_t>(replayed_), [](const Line& l) { return l.error; });
   }
 
  private:
+  static constexpr std::int64_t most_in_flight = 1 << 21;  // over what --batch-size and --samples may be
+
   struct Line {
     std::int64_t ordinal, span, offset, length;  // offset and length of the text in the journal
     bool error;
@@ -248,6 +242,7 @@ class FileOutput final : public Output {
     replayed_ = lines_.size();
   }
 
+  // Whether `record` is what a job writes; then its line is taken.
   bool replay_record(std::string_view record, std::int64_t offset) {
     std::uint32_t sum = 0;
     if (record.size() < 10 || std::from_chars(record.data(), record.data() + 8, sum, 16).ptr != record.data() + 8) return false;
@@ -256,13 +251,24 @@ class FileOutput final : public Output {
     Line line{};
     const char* p = body.data();
     const char* const end = p + body.size();
-    p = std::from_chars(p, end, line.ordinal).ptr;
-    if (p == end) return false;
-    p = std::from_chars(p + 1, end, line.span).ptr;
-    if (end - p < 3) return false;
-    line.error = p[1] == 'E';
-    line.length = end - (p + 3);
-    line.offset = offset + 9 + (p + 3 - body.data());
+    const auto read_number = [&](std::int64_t& value) {  // and the space behind it
+      const auto [next, error] = std::from_chars(p, end, value);
+      if (error != std::errc() || next == end || *next != ' ') return false;
+      p = next + 1;
+      return true;
+    };
+    if (!read_number(line.ordinal) || !read_number(line.span) || end - p < 2 || (p[0] != 'R' && p[0] != 'E') || p[1] != ' ') return false;
+    // Rows start in order, so that no more than a batch of ordinals is unfinished before a finished one; nothing finishes twice.
+    if (line.ordinal < 0 || line.ordinal > finished_ + most_in_flight || line.span < 1 || line.span > most_in_flight) return false;
+    const auto from = static_cast<std::size_t>(line.ordinal), to = from + static_cast<std::size_t>(line.span);
+    if (done_.size() < to) done_.resize(to);
+    const auto first = done_.begin() + static_cast<std::ptrdiff_t>(from), last = done_.begin() + static_cast<std::ptrdiff_t>(to);
+    if (std::find(first, last, true) != last) return false;
+    std::fill(first, last, true);
+    finished_ += line.span;
+    line.error = p[0] == 'E';
+    line.length = end - (p + 2);
+    line.offset = offset + 9 + (p + 2 - body.data());
     lines_.push_back(line);
     return true;
   }
@@ -273,6 +279,8 @@ class FileOutput final : public Output {
   std::int64_t end_ = 0;           // bytes in the journal
   std::vector<Line> lines_;        // in the journal's order
   std::size_t replayed_ = 0;       // of these, how many were there at the start
+  std::vector<bool> done_;         // ordinals of those
+  std::int64_t finished_ = 0;      // how many ordinals those are
   bool dirty_ = false;
   std::chrono::steady_clock::time_point synced_ = std::chrono::steady_clock::now();
 };

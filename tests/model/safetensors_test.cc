@@ -301,6 +301,7 @@ TEST(SafetensorsIndex, HostileOnesAreRefused) {
                                  std::string(""), std::string("a\\\\b"), std::string("one.safetensors\\u0000")})
     refused(R"({"weight_map": {"t0": ")" + name + "\"}}", "not a plain file name");
   refused(R"({"weight_map": {"t0": "three.safetensors"}})", "\"three.safetensors\" of tensor \"t0\" is missing");
+  refused(R"({"weight_map": {"t0": ")" + std::string(300, 'x') + "\"}}", "of tensor \"t0\" is missing");  // too long for a file system
   refused(R"({"weight_map": {"t0": "two.safetensors"}})", "two.safetensors: has no tensor \"t0\"");
   write_safetensors(scratch.path() / "both.safetensors", std::span(tensors).first(2));
   refused(R"({"weight_map": {"t0": "both.safetensors"}})", "does not say that tensor \"t1\" is there");

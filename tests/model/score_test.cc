@@ -82,6 +82,10 @@ std::vector<Case> cases(const Model& m) {
   }
   all.push_back(all.back());
   all.back().completion[18] = (all.back().completion[18] + 1) % 61;  // greedy but for its last token
+  all.push_back({{7, 8}, {}});  // greedy but for its first
+  all.back().completion = {(m.greedy({7, 8}, 1)[0] + 1) % 61};
+  const std::vector<std::int32_t> rest = m.greedy({7, 8, all.back().completion[0]}, 4);
+  all.back().completion.insert(all.back().completion.end(), rest.begin(), rest.end());
   return all;
 }
 
@@ -98,6 +102,7 @@ TEST(Score, float32_agrees_with_the_twin) {
     greedy += truth.greedy;
   }
   EXPECT_GE(greedy, 3);
+  EXPECT_FALSE(scores[scores.size() - 2].greedy);
   EXPECT_FALSE(scores.back().greedy);
 }
 

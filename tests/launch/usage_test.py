@@ -1,0 +1,238 @@
+"""Wrong usage, wrong checkpoints, INI files, failing files, and the commands that run alone (contract, section 4): exit codes, and one line on standard error."""
+
+import json
+import os
+import socket
+import struct
+import subprocess
+
+from command_line import (EOT, KVMESH, PAD, VOCAB, D, CommandLineTest, config_of, random_weights, run_tests, shapes_of, text_of, write_checkpoint)
+
+
+class Usage(CommandLineTest):
+    def usage_error(self, *words, ranks=1, parts):
+        self.assert_one_line_error(self.run_command(*words, ranks=ranks), 1, *parts)
+
+    def test_commands(self):
+        for ranks in (1, 2):
+            self.usage_error("frobnicate", "--x", ranks=ranks, parts=["frobnicate"])
+        self.usage_error(parts=["command"])
+        for help in (["--help"], ["generate", "--help"], ["score", "-h"], ["tokenize", "--help"], ["inspect", "--help"]):
+            done = self.run_command(*help)
+            self.assertEqual((done.returncode, done.stderr), (0, b""), help)
+            self.assertIn(b"Usage: kvmesh", done.stdout)
+        done = self.run_command("generate", "--help", ranks=2)
+        self.assertEqual((done.returncode, done.stdout.count(b"Usage")), (0, 1))
+
+    def test_what_generate_needs(self):
+        prompts = self.rows({"prompt": "a"})
+        self.usage_error("generate", "--prompt", "a", parts=["--checkpoint"])
+        self.usage_error("generate", "--checkpoint", self.checkpoint, ranks=2, parts=["no input", "--prompts"])
+        self.usage_error("generate", "--checkpoint", self.checkpoint, "--prompts", prompts, "--prompt", "a", parts=["--prompts", "--prompt "])
+        self.usage_error("generate", "--checkpoint", self.checkpoint, "--prompts", self.path("none"), ranks=3, parts=[self.path("none"), "No such file"])
+        self.usage_error("generate", "--checkpoint", self.checkpoint, "--prompts", self.folder, parts=[self.folder])
+        for text in (b"", b"\n \n\r\n"):
+            self.usage_error("generate", "--checkpoint", self.checkpoint, "--prompts", self.write("blank", text), "--output", self.path("out"), parts=["no input", self.path("blank")])
+        self.assertEqual(list(self.folder.glob(self.path("out").name + "*")), [])
+
+    def test_option_values(self):
+        self.refused({"batch-size": ["0", "x", "1.5", "99999999999999999999"], "max-new-tokens": ["0", "many"], "temperature": ["hot", "nan"], "top-k": ["-1", "2.5"], "top-p": ["0", "1.1", "nan"],
+               "min-p": ["-0.1", "1.5"], "seed": ["-1", "4294967296", "0x1"], "samples": ["0"], "logprobs": ["-2", str(VOCAB + 1)], "stop-token": ["-1", str(VOCAB), "x"], "rng": ["numpy"], "sync": ["all"],
+               "pad": ["left"], "device": ["tpu"], "dtype": ["float16"]})
+
+    def test_more_option_values(self):
+        self.refused({"mesh": ["x=2", "x", "y=1", "x=1,x=1"], "comm-timeout": ["0", "-5", "soon", "nan"], "threads": ["-1"]})
+
+    def refused(self, bad):
+        for option, values in bad.items():
+            for value in values:
+                with self.subTest(option=option, value=value):
+                    self.usage_error("generate", "--checkpoint", self.checkpoint, "--prompt", "a", f"--{option}={value}", parts=[option])
+
+    def test_words_that_are_no_options(self):
+        for words, part in ((["positional"], "positional"), (["--seed"], "--seed"), (["--seed", 1, "--seed", 2], "--seed"), (["-x"], "-x")):
+            self.usage_error("generate", "--checkpoint", self.checkpoint, "--prompt", "a", *words, parts=[part])
+
+    def test_on_several_ranks_it_is_told_once(self):
+        for ranks, words, part in ((2, ["--mesh", "x=3"], "--mesh x=3"), (4, ["--top-p", "7"], "--top-p"), (3, ["--bogus"], "--bogus"), (2, ["--mesh", "x=1,y=2"], "y")):
+            self.usage_error("generate", "--checkpoint", self.checkpoint, "--prompt", "a", *words, ranks=ranks, parts=[part])
+
+    def test_output_that_cannot_be(self):
+        for output, part in (("/proc/out.jsonl", "/proc/out.jsonl"), (self.folder, "folder"), (self.path("none") / "out.jsonl", "No such file")):
+            for fresh in ([], ["--fresh"]):
+                self.usage_error("generate", "--checkpoint", self.checkpoint, "--prompt", "a", "--output", output, *fresh, ranks=2 if fresh else 1, parts=["--output", part])
+        alien = self.write("alien", "somebody's text\n")
+        self.usage_error("generate", "--checkpoint", self.checkpoint, "--prompt", "a", "--output", alien, parts=[alien, "manifest"])
+        self.assertEqual(alien.read_text(), "somebody's text\n")
+        with socket.socket(socket.AF_UNIX) as s:
+            s.bind(str(self.path("socket")))
+            self.usage_error("generate", "--checkpoint", self.checkpoint, "--prompt", "a", "--output", self.path("socket"), parts=["--output", self.path("socket")])
+        piped = self.run_command("generate", "--checkpoint", self.checkpoint, "--prompts", "/dev/stdin", "--output", self.path("out"), input=b'{"prompt": "a"}\n' * 3)
+        self.assert_one_line_error(piped, 1, "--prompts /dev/stdin")
+
+
+class Ini(CommandLineTest):
+    def test_the_command_line_wins(self):
+        config = self.write("a.ini", f"# comment\ncheckpoint = {self.checkpoint}\nmax-new-tokens = 3\nstop = g\nstop = zz\nignore-eos = true\nlogprobs = 0\nsamples = 2\n")
+        out = self.generate("--config", config, "--prompt", "a", "--prompt", "x", "--samples", 1, "--max-new-tokens", 8, ranks=2)
+        self.assertEqual([r["completion"] for r in out], ["bcdef", "yz{|}~<|endoftext|>A"])
+        self.assertEqual(len(out[0]["logprobs"]), 6)
+        out = self.generate("--config", config, "--prompt", "a", "--stop", "d", "--max-new-tokens", 8)
+        self.assertEqual([r["completion"] for r in out], ["bc", "bc"])
+        out = self.generate("--config", config, "--prompt", "e", "--stop", "i", "--max-new-tokens", 8)  # the file's --stop g does not count
+        self.assertEqual(out[0]["completion"], "fgh")
+
+    def test_errors_name_the_file(self):
+        for text, part in (("bogus = 1\n", "bogus"), ("seed = x\n", "seed"), ("seed\n", "seed"), ("seed = 1\nseed = 2\n", "seed")):
+            config = self.write("bad.ini", text)
+            done = self.run_command("generate", "--checkpoint", self.checkpoint, "--prompt", "a", "--config", config, ranks=2 if text == "seed\n" else 1)
+            self.assert_one_line_error(done, 1, config, part)
+        for config in (self.path("none.ini"), self.folder):
+            self.assert_one_line_error(self.run_command("generate", "--checkpoint", self.checkpoint, "--prompt", "a", "--config", config), 1, "--config", config)
+
+
+class Checkpoints(CommandLineTest):
+    def broken(self, name, breaking, *parts, ranks=1):
+        """A copy of a small checkpoint that `breaking` spoils; the error must have the parts in it, and nothing is left behind."""
+        config = config_of(32, 1)
+        folder = write_checkpoint(self.path(name), random_weights(config), config)
+        breaking(folder)
+        output = self.path(name + ".jsonl")
+        done = self.run_command("generate", "--checkpoint", folder, "--prompt", "a", "--output", output, ranks=ranks)
+        self.assert_one_line_error(done, 1, *parts)
+        self.assertEqual(list(self.folder.glob(output.name + "*")), [])
+
+    def test_missing_parts(self):
+        self.broken("a", lambda f: (f / "config.json").unlink(), "config.json", "No such file")
+        self.broken("b", lambda f: (f / "model.safetensors").unlink(), "model.safetensors")
+        self.assert_one_line_error(self.run_command("generate", "--checkpoint", self.path("none"), "--prompt", "a", ranks=3), 1, self.path("none"))
+
+    def test_torn_weights(self):
+        def cut(bytes):
+            def breaking(folder):
+                file = folder / "model.safetensors"
+                os.truncate(file, file.stat().st_size - bytes if bytes > 0 else -bytes)
+            return breaking
+
+        self.broken("a", cut(100), "model.safetensors", ranks=3)
+        self.broken("b", cut(-5), "model.safetensors")
+
+    def change_header(self, change):
+        def breaking(folder):
+            file = folder / "model.safetensors"
+            data = file.read_bytes()
+            size = struct.unpack("<Q", data[:8])[0]
+            header = json.loads(data[8:8 + size])
+            change(header)
+            text = json.dumps(header).encode()
+            file.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size:])
+        return breaking
+
+    def test_wrong_tensors(self):
+        wq, fc1 = "blocks.0.attn.wq", "blocks.0.mlp.fc1.weight"
+        self.broken("a", self.change_header(lambda h: h[wq].update(shape=[32, 1, 32])), "model.safetensors", wq, "[32, 1, 32]", "[32, 2, 16]")
+        self.broken("b", self.change_header(lambda h: h.update({"mlp": h.pop(fc1)})), "model.safetensors", fc1)
+        self.broken("c", self.change_header(lambda h: h[wq].update(shape=[32, 2, 15])), "model.safetensors", wq)
+        self.broken("d", self.change_header(lambda h: h[wq].update(dtype="I32")), "model.safetensors", wq)
+
+    def test_weights_that_are_no_numbers(self):
+        def breaking(folder):
+            config = config_of(32, 1)
+            weights = random_weights(config)
+            weights["lm_head.weight"][1][77] = float("nan")
+            for f in folder.iterdir():
+                f.unlink()
+            folder.rmdir()
+            write_checkpoint(folder, weights, config)
+
+        self.broken("a", breaking, "model.safetensors", "lm_head.weight")
+
+    def test_config_and_tokenizer(self):
+        self.broken("a", lambda f: (f / "config.json").write_text("{"), "config.json")
+        self.broken("b", lambda f: (f / "config.json").write_text(json.dumps(config_of(32, 1) | {"q_heads": 3})), "config.json", "q_heads")
+        self.broken("c", lambda f: (f / "tokenizer.tiktoken").write_text("YQ== 0\nYQ\n"), "tokenizer.tiktoken", "2")
+
+
+class Files(CommandLineTest):
+    """Reading or writing fails while running: 74."""
+
+    def test_full_disk(self):
+        for ranks in (1, 2):
+            done = self.run_command("generate", "--checkpoint", self.checkpoint, "--prompt", "a", "--output", "/dev/full", ranks=ranks)
+            self.assert_one_line_error(done, 74, "/dev/full", "No space left")
+
+    def test_standard_output_that_takes_nothing(self):
+        command = self.command("generate", "--checkpoint", self.checkpoint, "--prompt", "a")
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=60)
+        self.assertEqual(done.returncode, 74)
+        self.assertIn(b"standard output: No space left", done.stderr)
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=60)
+        os.close(writer)
+        self.assertEqual(done.returncode, 74)
+        self.assertIn(b"standard output: Broken pipe", done.stderr)
+
+    def test_prompts_that_cannot_be_read(self):
+        self.assert_one_line_error(self.run_command("generate", "--checkpoint", self.checkpoint, "--prompts", "/proc/self/mem", ranks=2), 74, "/proc/self/mem")
+
+    def test_special_files_are_written_not_replaced(self):
+        os.mkfifo(self.path("fifo"))
+        with subprocess.Popen(["cat", str(self.path("fifo"))], stdout=subprocess.PIPE) as cat:
+            done = self.run_command("generate", "--checkpoint", self.checkpoint, "--prompt", "a", "--max-new-tokens", 1, "--output", self.path("fifo"))
+            self.assertEqual(done.returncode, 0)
+            self.assertEqual(json.loads(cat.communicate(timeout=20)[0])["completion"], "b")
+        self.assertTrue(self.path("fifo").is_fifo())
+        self.assertEqual(self.generate("--prompt", "a", "--max-new-tokens", 1, "--output", "-")[0]["completion"], "b")
+
+
+class Alone(CommandLineTest):
+    def test_version(self):
+        done = self.run_command("--version")
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        for part in ("kvmesh ", "MPI: ", "NCCL: ", "cuDNN: ", "CUDA: ", "CPU instruction sets: "):
+            self.assertIn(part, done.stdout.decode())
+
+    def test_inspect(self):
+        done = self.run_command("inspect", "--checkpoint", self.checkpoint)
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        text = done.stdout.decode()
+        parameters = 2 * VOCAB * D + D * D * 2 + D * D // 2 * 2 + 8 * D * D
+        self.assertIn(f"parameters: {parameters}\n", text)
+        self.assertIn(f"bytes: {4 * parameters}\n", text)
+        for part in ['"seqlen": 32', f"[{D}, {4 * D}]", *shapes_of(config_of(D, 1)), str(EOT), str(PAD)]:
+            self.assertIn(part, text)
+        self.assert_one_line_error(self.run_command("inspect"), 1, "--checkpoint")
+        self.assert_one_line_error(self.run_command("inspect", "--checkpoint", self.path("none")), 1, self.path("none"))
+
+    def tokenize(self, *words, input):
+        return self.run_command("tokenize", "--tokenizer", self.checkpoint / "tokenizer.tiktoken", *words, input=input)
+
+    def test_tokenize(self):
+        done = self.tokenize(input="abc\n\nthe the\n\u00e9<|endoftext|><|pad|>\nlast".encode() + b"\xff")
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        self.assertEqual([json.loads(line) for line in done.stdout.splitlines()],
+                         [[97, 98, 99], [], [260, 261], [0xC3, 0xA9, EOT, PAD], [108, 97, 115, 116, 0xEF, 0xBF, 0xBD]])
+        done = self.tokenize("--decode", input=b"[97, 98]\n[]\n[260,261]\n [195]\n[195,169,264]\n[5000]\n")
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        self.assertEqual(done.stdout.decode(), "ab\n\nthe the\n\ufffd\n\u00e9<|endoftext|>\n\ufffd\n")
+
+    def test_tokenize_errors(self):
+        for line in ("x", "{}", "[1.5]", "[-1]", '["a"]', "[99999999999]", "[1"):
+            done = self.tokenize("--decode", input=f"{line}\n".encode())
+            self.assert_one_line_error(done, 1, "line 1")
+        self.assert_one_line_error(self.run_command("tokenize"), 1, "--tokenizer")
+        self.assert_one_line_error(self.run_command("tokenize", "--tokenizer", self.path("none")), 1, self.path("none"))
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([KVMESH, "tokenize", "--tokenizer", self.checkpoint / "tokenizer.tiktoken"], input=b"abc\n", stdout=full, stderr=subprocess.PIPE, timeout=60)
+        self.assertEqual(done.returncode, 74, done.stderr)
+
+    def test_tokens_and_text_of_an_output_agree(self):
+        out = self.generate("--prompt", "\u00e9\u00e8", "--max-new-tokens", 12, "--temperature", 3, "--ignore-eos", "--samples", 4)
+        for row in out:
+            self.assertEqual(row["completion"], text_of(row["tokens"]))
+
+
+if __name__ == "__main__":
+    run_tests()
