@@ -293,7 +293,7 @@ Tensor Generator::synchronize(const Tensor& logits, std::span<const std::vector<
     timed_gather(logits, gathered);
   }
   const Tensor records = timed_draw(all, gathered);
-  check_agreement(ranks_, hash_words(records.span<std::int32_t>()), fmt::format("step {}: the drawn tokens", stats_.steps));
+  check_agreement(ranks_, hash_words(records.span<std::int32_t>()), "the drawn tokens");
   return records;
 }
 
@@ -329,32 +329,39 @@ void Generator::accept(Place& place, const std::int32_t* record, const std::func
 
 GenerateStats Generator::run(const std::function<std::optional<Row>()>& next, const std::function<void(const Row&, Completion&&)>& done,
                              const std::function<bool()>& proceed) {
-  std::vector<std::vector<std::size_t>> orders(static_cast<std::size_t>(ranks_.size()));
-  while (proceed()) {
-    admit(next);
-    if (std::none_of(places_.begin(), places_.end(), [](const Place& p) { return p.active; })) break;
-    for (int r = 0; r < ranks_.size(); ++r) {
-      feed(r);
-      orders[static_cast<std::size_t>(r)] = pass_order(r);
-    }
-    if (options_.rng == Rng::jax && stats_.steps > 0) {
-      const SplitKey keys = split(jax_key_);
-      jax_key_ = keys.first, jax_step_key_ = keys.second;
-    }
-    const Tensor logits = logits_.slice(0, std::ssize(orders[static_cast<std::size_t>(ranks_.rank())]));
-    forward(logits);
-    const Tensor records = synchronize(logits, orders);
-    for (Place& p : places_) p.cached += std::exchange(p.fed, 0);
-    const std::int32_t* record = records.data<std::int32_t>();
-    for (const auto& order : orders) {
-      for (const std::size_t p : order) {
-        accept(places_[p], record, done);
-        record += record_words(options_);
-      }
-    }
-    ++stats_.steps;
+  try {
+    while (proceed() && step(next, done)) ++stats_.steps;
+  } catch (const Error& e) {
+    if (e.fault() != Fault::rank) throw;
+    fail(Fault::rank, "step {}: {}", stats_.steps, e.what());  // of this rank: where it waited for another, or found out that one differs
   }
   return stats_;
+}
+
+bool Generator::step(const std::function<std::optional<Row>()>& next, const std::function<void(const Row&, Completion&&)>& done) {
+  admit(next);
+  if (std::none_of(places_.begin(), places_.end(), [](const Place& p) { return p.active; })) return false;
+  std::vector<std::vector<std::size_t>> orders;  // [ranks]
+  for (int r = 0; r < ranks_.size(); ++r) {
+    feed(r);
+    orders.push_back(pass_order(r));
+  }
+  if (options_.rng == Rng::jax && stats_.steps > 0) {
+    const SplitKey keys = split(jax_key_);
+    jax_key_ = keys.first, jax_step_key_ = keys.second;
+  }
+  const Tensor logits = logits_.slice(0, std::ssize(orders[static_cast<std::size_t>(ranks_.rank())]));
+  forward(logits);
+  const Tensor records = synchronize(logits, orders);
+  for (Place& p : places_) p.cached += std::exchange(p.fed, 0);
+  const std::int32_t* record = records.data<std::int32_t>();
+  for (const auto& order : orders) {
+    for (const std::size_t p : order) {
+      accept(places_[p], record, done);
+      record += record_words(options_);
+    }
+  }
+  return true;
 }
 
 }  // namespace kvmesh

@@ -94,6 +94,7 @@ class Generator {
     bool draws() const { return active && cached + fed == prompt(); }  ///< this step's logits give it a token
   };
 
+  bool step(const std::function<std::optional<Row>()>& next, const std::function<void(const Row&, Completion&&)>& done);
   void admit(const std::function<std::optional<Row>()>& next);
   void enter(std::size_t place, Row row);
   void feed(int rank);
