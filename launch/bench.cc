@@ -34,6 +34,7 @@ struct Times {
 Times run_once(const Gpt& gpt, Communicator& ranks, const BenchOptions& o) {
   GenerateOptions options;
   options.batch_size = o.mesh.batch_size;
+  options.prefill_chunk = o.mesh.batch_size * o.prompt_len;  // prefill is one step, decode the others
   Generator generator(gpt, nullptr, ranks, options);
   std::vector<std::int32_t> prompt(static_cast<std::size_t>(o.prompt_len));
   for (std::size_t i = 0; i < prompt.size(); ++i) prompt[i] = static_cast<std::int32_t>((i * 7919 + 1) % static_cast<std::size_t>(gpt.config().vocab_size));

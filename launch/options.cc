@@ -115,6 +115,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
       ("logprobs", po::value(&logprobs)->value_name("N"), "log-probabilities of the new tokens, and the N best")        //
       ("pad", value(pad, "MODE"), "left-pad a batch to power-of-two or longest; changes no result")                     //
       ("sync", value(sync, "WHAT"), "what the ranks gather each step: tokens, or logits, which every rank then samples and compares")  //
+      ("prefill-chunk", value(o.generate.prefill_chunk, "N"), "prompt tokens that a rank prefills between two decode steps at most; changes no result")  //
       ("static-batches", po::bool_switch(&o.generate.static_batches), "rows enter only when the whole batch has finished")  //
       ("fresh", po::bool_switch(&o.fresh), "start over instead of going on with what --output FILE already has");
   if (!parse(args, options, "kvmesh generate --checkpoint DIR (--prompts FILE | --prompt TEXT …) [--output FILE | -]", speak)) return std::nullopt;
@@ -132,6 +133,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   check(seed >= 0 && seed < std::int64_t{1} << 32, "--seed {}: must be 0 to 4294967295", seed);
   check(o.generate.samples >= 1 && o.generate.samples <= 1 << 20, "--samples {}: must be 1 to {}", o.generate.samples, 1 << 20);
   check(logprobs >= -1 && logprobs <= 1000, "--logprobs {}: must be 0 to 1000", logprobs);
+  check(o.generate.prefill_chunk >= 1, "--prefill-chunk {}: must be 1 or more", o.generate.prefill_chunk);
   for (const std::string& stop : o.row.stop) check(!stop.empty(), "--stop: the text is empty");
   o.generate.batch_size = o.mesh.batch_size;
   o.generate.seed = static_cast<std::uint32_t>(seed);

@@ -8,7 +8,9 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
+#include <utility>
 
 namespace kvmesh {
 namespace {
@@ -43,6 +45,7 @@ Generator::Generator(const Gpt& gpt, const Tokenizer* tokenizer, Communicator& r
       jax_key_(noise_key(options.seed)) {
   for (int r = 0; r < ranks.size(); ++r) first_place_.push_back(kvmesh::split(options.batch_size, ranks.size(), r).begin);
   first_place_.push_back(options.batch_size);
+  if (options.static_batches || options.rng == Rng::jax) options_.prefill_chunk = std::numeric_limits<std::int64_t>::max();
 }
 
 int Generator::rank_of(std::size_t place) const {
@@ -56,7 +59,6 @@ void Generator::admit(const std::function<std::optional<Row>()>& next) {
   std::vector<std::int64_t> active(static_cast<std::size_t>(ranks_.size())), taking(active.size());
   std::int64_t free = 0;
   for (std::size_t p = 0; p < places_.size(); ++p) {
-    places_[p].fresh = places_[p].fork = false;
     active[static_cast<std::size_t>(rank_of(p))] += places_[p].active;
     free += !places_[p].active;
   }
@@ -93,26 +95,56 @@ void Generator::admit(const std::function<std::optional<Row>()>& next) {
   waiting_.erase(waiting_.begin(), waiting_.begin() + entering);
 }
 
+// A rank prefills its prompts one after another, prefill_chunk tokens a step. The row starts where its last prompt token will be at the cursor.
 void Generator::enter(std::size_t place, Row row) {
+  const std::int64_t length = std::ssize(*row.prompt);
+  std::int64_t pending = length;
+  for (const Place& other : places_of(rank_of(place))) pending += other.active && other.fork_of < 0 ? other.prompt() - other.cached : 0;
   Place& p = places_[place];
   p = Place{};
-  p.active = p.fresh = true;
-  p.start = end_ - std::ssize(*row.prompt);
-  p.key = row.seed ? noise_key(*row.seed) : fold_in(noise_key(options_.seed), static_cast<std::uint32_t>(row.index));
-  if (options_.samples > 1) p.key = fold_in(p.key, static_cast<std::uint32_t>(row.sample));
+  p.active = true;
   p.row = std::move(row);
+  p.fork_of = sibling_of(place);
+  if (p.fork_of < 0) {
+    p.start = end_ - length + (pending - 1) / options_.prefill_chunk;
+  } else {
+    const Place& sibling = places_[static_cast<std::size_t>(p.fork_of)];
+    p.start = sibling.decodes() ? end_ - length : sibling.start;
+  }
+  p.entry = entries_++;
+  p.key = p.row.seed ? noise_key(*p.row.seed) : fold_in(noise_key(options_.seed), static_cast<std::uint32_t>(p.row.index));
+  if (options_.samples > 1) p.key = fold_in(p.key, static_cast<std::uint32_t>(p.row.sample));
   p.entered = Clock::now();
-  p.fork = sibling_of(place) >= 0;
-  stats_.prompt_tokens += p.fork ? 1 : std::ssize(*p.row.prompt);
+  stats_.prompt_tokens += p.fork_of < 0 ? length : 1;
 }
 
-// A place of the same rank that has the same prompt in the cache (or will have after this step's prefill), or -1.
+std::span<Generator::Place> Generator::places_of(int rank) {
+  const auto r = static_cast<std::size_t>(rank);
+  return std::span(places_).subspan(static_cast<std::size_t>(first_place_[r]), static_cast<std::size_t>(first_place_[r + 1] - first_place_[r]));
+}
+
+// A place of the same rank that has the same prompt in the cache or will have it, or -1.
 std::int32_t Generator::sibling_of(std::size_t place) const {
   const auto rank = static_cast<std::size_t>(rank_of(place));
   for (auto p = static_cast<std::size_t>(first_place_[rank]); p < static_cast<std::size_t>(first_place_[rank + 1]); ++p) {
-    if (p != place && places_[p].active && !places_[p].fork && places_[p].row.index == places_[place].row.index) return static_cast<std::int32_t>(p);
+    const Place& other = places_[p];
+    if (p != place && other.active && (other.fork_of < 0 || other.decodes()) && other.row.index == places_[place].row.index) return static_cast<std::int32_t>(p);
   }
   return -1;
+}
+
+// What goes through the model of `rank` in this step: of its prompts, the next prefill_chunk tokens; forks whose prompt is whole by then.
+void Generator::feed(int rank) {
+  std::vector<Place*> prompts;
+  for (Place& p : places_of(rank)) {
+    if (p.active && !p.decodes() && p.fork_of < 0) prompts.push_back(&p);
+  }
+  std::sort(prompts.begin(), prompts.end(), [](const Place* a, const Place* b) { return a->entry < b->entry; });
+  std::int64_t left = options_.prefill_chunk;
+  for (Place* p : prompts) left -= p->fed = std::min(left, p->prompt() - p->cached);
+  for (Place& p : places_of(rank)) {
+    if (p.active && !p.decodes() && p.fork_of >= 0 && places_[static_cast<std::size_t>(p.fork_of)].draws()) p.fed = p.prompt();
+  }
 }
 
 // The order of a rank's rows in its logits: prompts, then forks of prompts, then decoding rows, each by place.
@@ -121,16 +153,15 @@ std::vector<std::size_t> Generator::pass_order(int rank) const {
   for (const int kind : {0, 1, 2}) {
     for (auto p = static_cast<std::size_t>(first_place_[static_cast<std::size_t>(rank)]); p < static_cast<std::size_t>(first_place_[static_cast<std::size_t>(rank) + 1]); ++p) {
       const Place& place = places_[p];
-      if (place.active && kind == (place.fork ? 1 : place.fresh ? 0 : 2)) order.push_back(p);
+      if (place.draws() && kind == (place.decodes() ? 2 : place.fork_of < 0 ? 0 : 1)) order.push_back(p);
     }
   }
   return order;
 }
 
-// Own rows through the model: every active place's newest tokens in, its next-token logits into `logits` in pass_order.
+// Own rows through the model: what is fed of prompts and every decoding row's newest token in, next-token logits into `logits` in pass_order.
 void Generator::forward(const Tensor& logits) {
-  const std::int64_t first = first_place_[static_cast<std::size_t>(ranks_.rank())];
-  const std::vector<std::size_t> order = pass_order(ranks_.rank());
+  const std::span<Place> own = places_of(ranks_.rank());
   std::vector<std::int32_t> tokens, wanted;
   std::vector<Segment> segments;
   std::int64_t written = 0;
@@ -142,28 +173,27 @@ void Generator::forward(const Tensor& logits) {
     written += std::ssize(wanted);
     tokens.clear(), segments.clear(), wanted.clear();
   };
-  const auto run = [&](const Place& place, std::int32_t local, std::span<const std::int32_t> ids) {  // ids end at the cursor
-    const auto count = static_cast<std::int32_t>(ids.size());
-    segments.push_back({place.start, end_ - count, local, count, static_cast<std::int32_t>(tokens.size())});
+  const auto run = [&](const Place& place, std::int64_t position, std::span<const std::int32_t> ids) {  // position: in the row, of the first
+    segments.push_back({place.start, place.start + position, static_cast<std::int32_t>(&place - own.data()), static_cast<std::int32_t>(ids.size()),
+                        static_cast<std::int32_t>(tokens.size())});
     tokens.insert(tokens.end(), ids.begin(), ids.end());
-    wanted.push_back(static_cast<std::int32_t>(tokens.size()) - 1);
+    if (place.draws()) wanted.push_back(static_cast<std::int32_t>(tokens.size()) - 1);
   };
-  for (const std::size_t p : order) {
-    if (places_[p].fresh && !places_[p].fork) run(places_[p], static_cast<std::int32_t>(static_cast<std::int64_t>(p) - first), *places_[p].row.prompt);
+  for (const Place& p : own) {
+    if (p.fed > 0 && p.fork_of < 0) run(p, p.cached, std::span(*p.row.prompt).subspan(static_cast<std::size_t>(p.cached), static_cast<std::size_t>(p.fed)));
   }
   pass(stats_.prefill_seconds);
   // A fork has its prompt but the last token copied from its sibling, and computes that one itself: the same bits, without keeping logits.
-  for (const std::size_t p : order) {
-    if (!places_[p].fork) continue;
-    const Place& sibling = places_[static_cast<std::size_t>(sibling_of(p))];
-    const auto local = static_cast<std::int32_t>(static_cast<std::int64_t>(p) - first);
-    const std::vector<std::int32_t>& prompt = *places_[p].row.prompt;
-    cache_.copy_row(gpt_.device(), static_cast<std::int32_t>(sibling_of(p) - first), sibling.start, local, places_[p].start, std::ssize(prompt) - 1);
-    run(places_[p], local, std::span(prompt).last(1));
+  for (const Place& p : own) {
+    if (p.fed == 0 || p.fork_of < 0) continue;
+    const Place& sibling = places_[static_cast<std::size_t>(p.fork_of)];
+    cache_.copy_row(gpt_.device(), static_cast<std::int32_t>(&sibling - own.data()), sibling.start, static_cast<std::int32_t>(&p - own.data()), p.start,
+                    p.prompt() - 1);
+    run(p, p.prompt() - 1, std::span(*p.row.prompt).last(1));
   }
   pass(stats_.prefill_seconds);
-  for (const std::size_t p : order) {
-    if (!places_[p].fresh) run(places_[p], static_cast<std::int32_t>(static_cast<std::int64_t>(p) - first), std::span(places_[p].completion.tokens).last(1));
+  for (const Place& p : own) {
+    if (p.active && p.decodes()) run(p, p.prompt() + std::ssize(p.completion.tokens) - 1, std::span(p.completion.tokens).last(1));
   }
   pass(stats_.decode_seconds);
 }
@@ -194,7 +224,7 @@ Tensor Generator::draw(std::span<const std::size_t> places, const Tensor& logits
     const Place& place = places_[p];
     SampleRow row{place.row.temperature, place.row.top_k, place.row.top_p, place.row.min_p, {}, 0, -1};
     if (options_.rng == Rng::jax) {
-      if (place.fresh) row.temperature = 0;  // the seed's prefill takes the argmax
+      if (place.completion.tokens.empty()) row.temperature = 0;  // the seed's prefill takes the argmax
       row.key = jax_step_key_;
       row.first_count = static_cast<std::uint64_t>((place.row.index * options_.samples + place.row.sample) * vocab);
     } else {
@@ -263,7 +293,7 @@ Tensor Generator::synchronize(const Tensor& logits, std::span<const std::vector<
     timed_gather(logits, gathered);
   }
   const Tensor records = timed_draw(all, gathered);
-  check_agreement(ranks_, hash_words(records.span<std::int32_t>()), fmt::format("step {}: the drawn tokens", stats_.steps));
+  check_agreement(ranks_, hash_words(records.span<std::int32_t>()), "the drawn tokens");
   return records;
 }
 
@@ -299,29 +329,39 @@ void Generator::accept(Place& place, const std::int32_t* record, const std::func
 
 GenerateStats Generator::run(const std::function<std::optional<Row>()>& next, const std::function<void(const Row&, Completion&&)>& done,
                              const std::function<bool()>& proceed) {
-  std::vector<std::vector<std::size_t>> orders(static_cast<std::size_t>(ranks_.size()));
-  while (proceed()) {
-    admit(next);
-    std::size_t active = 0;
-    for (int r = 0; r < ranks_.size(); ++r) active += (orders[static_cast<std::size_t>(r)] = pass_order(r)).size();
-    if (active == 0) break;
-    if (options_.rng == Rng::jax && stats_.steps > 0) {
-      const SplitKey keys = split(jax_key_);
-      jax_key_ = keys.first, jax_step_key_ = keys.second;
-    }
-    const Tensor logits = logits_.slice(0, std::ssize(orders[static_cast<std::size_t>(ranks_.rank())]));
-    forward(logits);
-    const Tensor records = synchronize(logits, orders);
-    const std::int32_t* record = records.data<std::int32_t>();
-    for (const auto& order : orders) {
-      for (const std::size_t p : order) {
-        accept(places_[p], record, done);
-        record += record_words(options_);
-      }
-    }
-    ++stats_.steps;
+  try {
+    while (proceed() && step(next, done)) ++stats_.steps;
+  } catch (const Error& e) {
+    if (e.fault() != Fault::rank) throw;
+    fail(Fault::rank, "step {}: {}", stats_.steps, e.what());  // of this rank: where it waited for another, or found out that one differs
   }
   return stats_;
+}
+
+bool Generator::step(const std::function<std::optional<Row>()>& next, const std::function<void(const Row&, Completion&&)>& done) {
+  admit(next);
+  if (std::none_of(places_.begin(), places_.end(), [](const Place& p) { return p.active; })) return false;
+  std::vector<std::vector<std::size_t>> orders;  // [ranks]
+  for (int r = 0; r < ranks_.size(); ++r) {
+    feed(r);
+    orders.push_back(pass_order(r));
+  }
+  if (options_.rng == Rng::jax && stats_.steps > 0) {
+    const SplitKey keys = split(jax_key_);
+    jax_key_ = keys.first, jax_step_key_ = keys.second;
+  }
+  const Tensor logits = logits_.slice(0, std::ssize(orders[static_cast<std::size_t>(ranks_.rank())]));
+  forward(logits);
+  const Tensor records = synchronize(logits, orders);
+  for (Place& p : places_) p.cached += std::exchange(p.fed, 0);
+  const std::int32_t* record = records.data<std::int32_t>();
+  for (const auto& order : orders) {
+    for (const std::size_t p : order) {
+      accept(places_[p], record, done);
+      record += record_words(options_);
+    }
+  }
+  return true;
 }
 
 }  // namespace kvmesh

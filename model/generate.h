@@ -1,5 +1,5 @@
-// Generating: rows wait, take a place in the cache, are prefilled, decode step by step, stop, and give their place to the next. All
-// ranks run this loop in step. What is decided from tokens (who stops, who enters which place) every rank decides for the whole
+// Generating: rows wait, take a place in the cache, are prefilled (a long prompt in chunks, between the decode steps of the others), decode
+// step by step, stop, and give their place to the next. All ranks run this loop in step. What is decided from tokens (who stops, who enters which place) every rank decides for the whole
 // mesh from the gathered tokens, by the same rules; only the arithmetic of the own places is done here.
 #pragma once
 
@@ -28,7 +28,8 @@ struct GenerateOptions {
   Pad pad = Pad::power_of_two;
   std::int64_t samples = 1;
   std::int32_t logprobs = -1;    ///< -1: none; else how many best tokens come with each token's own log-probability
-  bool static_batches = false;   ///< the next rows enter only when all places are free
+  bool static_batches = false;   ///< the next rows enter only when all places are free, and prompts are prefilled whole
+  std::int64_t prefill_chunk = 512;  ///< prompt tokens that a rank prefills in one step at most; whole prompts with Rng::jax
 };
 
 /// One completion to be made. Rows of the same index are samples of one prompt.
@@ -77,17 +78,28 @@ class Generator {
 
  private:
   struct Place {
-    bool active = false, fresh = false, fork = false;  ///< fresh: entered in this step; fork: its prompt is copied from a sibling
+    bool active = false;
     Row row;
-    std::int64_t start = 0;  ///< absolute position of the first prompt token
+    std::int64_t start = 0;   ///< absolute position of the first prompt token
+    std::int64_t cached = 0;  ///< prompt tokens in the cache before this step
+    std::int64_t fed = 0;     ///< prompt tokens that go through the model in this step
+    std::int32_t fork_of = -1;    ///< the place whose prompt this one copies, but for the last token, once it is in the cache there
+    std::int64_t entry = 0;   ///< counts the rows that entered before: prompts are prefilled in this order
     Completion completion;
-    NoiseKey key;            ///< rng row: the row's key before fold_in of t
+    NoiseKey key;             ///< rng row: the row's key before fold_in of t
     std::chrono::steady_clock::time_point entered;
+
+    std::int64_t prompt() const { return std::ssize(*row.prompt); }
+    bool decodes() const { return cached == prompt(); }
+    bool draws() const { return active && cached + fed == prompt(); }  ///< this step's logits give it a token
   };
 
+  bool step(const std::function<std::optional<Row>()>& next, const std::function<void(const Row&, Completion&&)>& done);
   void admit(const std::function<std::optional<Row>()>& next);
   void enter(std::size_t place, Row row);
+  void feed(int rank);
   int rank_of(std::size_t place) const;
+  std::span<Place> places_of(int rank);
   std::int32_t sibling_of(std::size_t place) const;
   std::vector<std::size_t> pass_order(int rank) const;
   void forward(const Tensor& logits);
@@ -107,6 +119,7 @@ class Generator {
   std::vector<std::int64_t> first_place_;  // [ranks + 1]: rank r owns places [first_place_[r], first_place_[r + 1])
   std::vector<Row> waiting_;
   bool exhausted_ = false;         ///< `next` has said that there are no more
+  std::int64_t entries_ = 0;       ///< rows that have entered
   std::int64_t end_;               ///< the cursor that all rows' ends share; after a step, every row's newest cached token is at end_ - 1
   NoiseKey jax_key_, jax_step_key_;
   GenerateStats stats_;

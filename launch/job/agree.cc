@@ -1,9 +1,16 @@
 // One rank acts, all ranks know.
 #include "launch/job/agree.h"
 
+#include <chrono>
 #include <cstring>
+#include <future>
 
 namespace kvmesh {
+namespace {
+
+constexpr std::chrono::milliseconds sign_of_life{200};
+
+}  // namespace
 
 std::int64_t from_first_rank(Communicator& ranks, std::int64_t value) {
   const Tensor t = host_tensor(DType::i64, {1});
@@ -31,11 +38,15 @@ void broadcast_bytes(Communicator& ranks, std::string& bytes) {
 }
 
 void on_first_rank(Communicator& ranks, const std::function<void()>& body) {
+  if (ranks.size() == 1) return body();
+  constexpr std::int64_t busy = -1;
   std::int64_t fault = 0;
   std::string message;
   if (ranks.rank() == 0) {
+    std::future<void> done = std::async(std::launch::async, body);
+    while (done.wait_for(sign_of_life) != std::future_status::ready) from_first_rank(ranks, busy);
     try {
-      body();
+      done.get();
     } catch (const Error& e) {
       fault = static_cast<std::int64_t>(e.fault());
       message = e.what();
@@ -43,8 +54,11 @@ void on_first_rank(Communicator& ranks, const std::function<void()>& body) {
       fault = static_cast<std::int64_t>(Fault::rank);
       message = e.what();
     }
+    from_first_rank(ranks, fault);
+  } else {
+    while ((fault = from_first_rank(ranks, 0)) == busy) {
+    }
   }
-  fault = from_first_rank(ranks, fault);
   if (fault == 0) return;
   broadcast_bytes(ranks, message);
   throw Error(static_cast<Fault>(fault), message);

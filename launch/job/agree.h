@@ -8,8 +8,8 @@
 
 namespace kvmesh {
 
-/// Runs `body` on rank 0 while the others wait for it (bounded by the communicator's deadline). When it throws an Error, every
-/// rank throws that Error. Collective.
+/// Runs `body` on rank 0, on a thread of its own where there are other ranks (it must not communicate); they wait for it as long as that
+/// rank gives signs of life. When it throws an Error, every rank throws that Error. Collective.
 void on_first_rank(Communicator& ranks, const std::function<void()>& body);
 
 /// Rank 0's value on every rank. Collective.

@@ -209,7 +209,7 @@ class Ranks(Job):
             self.assertEqual(out, b"")
             said = [line for line in errors.decode().splitlines() if line.startswith("kvmesh: ")]
             self.assertEqual(len(errors.decode().splitlines()), 1, errors)
-            self.assertRegex(said[0], rf"\[rank \d\] .*waited \d\.\d s for rank {stopped}, which does not answer")
+            self.assertRegex(said[0], rf"\[rank \d\] step \d+: .*waited \d\.\d s for rank {stopped}, which does not answer")
             self.check_gone(pids)
         self.finish(ranks=2)
 

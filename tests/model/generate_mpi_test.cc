@@ -13,6 +13,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <numeric>
 #include <set>
 
@@ -362,10 +363,12 @@ TEST_P(Generate, EveryWayToRunGivesTheBitsOfARowAlone) {
       options.sync = sync;
       options.pad = variant % 3 == 0 ? Pad::longest : Pad::power_of_two;
       options.static_batches = variant % 4 >= 2;
+      options.prefill_chunk = std::vector<std::int64_t>{512, 1, 5, 16}[static_cast<std::size_t>(variant) % 4 ^ 1];  // 1 and 512 with refill
       const bool threads = variant % 5 == 1;
       ++variant;
       expect_same(expected, run(threads ? threaded : m, &tokenizer, group->world(), options, rows),
-                  fmt::format("batch {}, sync {}, pad {}, static {}, threads {}", batch, static_cast<int>(sync), static_cast<int>(options.pad), options.static_batches, threads));
+                  fmt::format("batch {}, sync {}, pad {}, static {}, threads {}, prefill {}", batch, static_cast<int>(sync), static_cast<int>(options.pad), options.static_batches, threads,
+                              options.prefill_chunk));
       std::shuffle(rows.begin(), rows.end(), random);
     }
   }
@@ -397,6 +400,7 @@ TEST_P(Generate, SamplesAreRowsOfTheirOwnKeys) {
     for (const Sync sync : {Sync::tokens, Sync::logits}) {
       options.batch_size = batch;
       options.sync = sync;
+      options.prefill_chunk = batch == 32 ? 512 : batch;
       GenerateStats stats;
       expect_same(expected, run(m, &tokenizer, group->world(), options, rows, &stats), fmt::format("batch {}, sync {}", batch, static_cast<int>(sync)));
       // With all samples in flight at once a rank prefills a prompt once: its other samples compute the last token alone.
@@ -458,6 +462,28 @@ TEST_P(Generate, FewerRowsThanRanksAndNone) {
       expect_same(alone(m, nullptr, options, rows), run(m, nullptr, group->world(), options, rows), fmt::format("{} rows", n));
     }
   }
+}
+
+// Two rows on rank 0: the short prompt's row draws in every step, while the long prompt comes in by two tokens a step.
+TEST(GenerateChunks, ALongPromptStallsNobody) {
+  const Model m(DType::f32);
+  GenerateOptions options;
+  options.prefill_chunk = 2;
+  options.batch_size = 2 * group->size();
+  std::vector<Row> rows = {make_row(0, 2, 5), make_row(9, 20, 3)};  // both are rank 0's, which gets one row more than the others
+  for (int r = 1; r < group->size(); ++r) rows.push_back(make_row(r, 1, 1));
+  std::map<std::int64_t, int> finished;  // row → step
+  int step = -1;
+  std::size_t next = 0;
+  Generator generator(m.gpt, nullptr, group->world(), options);
+  generator.run([&]() -> std::optional<Row> { return next < rows.size() ? std::optional(rows[next++]) : std::nullopt; },
+                [&](const Row& row, Completion&&) { finished[row.index] = step; },
+                [&] {
+                  ++step;
+                  return true;
+                });
+  EXPECT_EQ(finished[0], 4);
+  EXPECT_EQ(finished[9], 12) << "ten steps of prefill after the first, the last of which draws, and two more";
 }
 
 TEST(GenerateStops, WhenProceedSaysSo) {
