@@ -79,6 +79,7 @@ int run_on_mesh(int (*command)(std::span<const std::string>, ProcessGroup&), std
 
 int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);  // a reader that went away is an error of writing, as a full disk is
+  std::signal(SIGXFSZ, SIG_IGN);  // and so is a file size limit
   const std::vector<std::string> words(argv + 1, argv + argc);
   const std::string command = words.empty() ? "" : words[0];
   const std::span<const std::string> args = std::span(words).subspan(words.empty() ? 0 : 1);
