@@ -33,6 +33,13 @@ Json identity_of(const GenerateCommandOptions& o, const Job& job, const std::str
           {"seed", o.generate.seed}, {"rng", o.generate.rng == Rng::row ? "row" : "jax"}, {"samples", o.generate.samples}, {"logprobs", o.generate.logprobs}};
 }
 
+// Where a later command finds what the output was made of.
+Json paths_of(const GenerateCommandOptions& o) {
+  Json paths = {{"checkpoint", o.mesh.checkpoint.string()}};
+  if (o.prompt.empty()) paths["prompts"] = o.mesh.prompts.string();
+  return {{"paths", paths}};
+}
+
 std::vector<std::string> prompt_lines(const std::vector<std::string>& prompts) {
   std::vector<std::string> lines;
   for (const std::string& p : prompts) lines.push_back(Json{{"prompt", to_valid_utf8(p)}}.dump());
@@ -167,7 +174,7 @@ int generate_command(std::span<const std::string> args, ProcessGroup& group) {
           o.mesh.prompts.string(), file.string());
     const Json identity = identity_of(o, job, o.prompt.empty() ? file_hash(o.mesh.prompts) : Json(o.prompt).dump());
     complete = !o.fresh && is_complete(file, identity);
-    if (!complete) output = make_file_output(file, identity, Json::object(), o.fresh);
+    if (!complete) output = make_file_output(file, identity, paths_of(o), o.fresh);
   });
   if (from_first_rank(ranks, complete)) {
     if (first) fmt::print(stderr, "kvmesh: {} is complete\n", o.mesh.output.string());
