@@ -16,6 +16,7 @@ int bench_command(std::span<const std::string> args, ProcessGroup& group);
 
 // In one process, without MPI.
 int tokenize_command(std::span<const std::string> args);
+int progress_command(std::span<const std::string> args);
 int inspect_command(std::span<const std::string> args);
 int version_command();
 

@@ -33,6 +33,13 @@ Json identity_of(const GenerateCommandOptions& o, const Job& job, const std::str
           {"seed", o.generate.seed}, {"rng", o.generate.rng == Rng::row ? "row" : "jax"}, {"samples", o.generate.samples}, {"logprobs", o.generate.logprobs}};
 }
 
+// Where a later command finds what the output was made of.
+Json paths_of(const GenerateCommandOptions& o) {
+  Json paths = {{"checkpoint", o.mesh.checkpoint.string()}};
+  if (o.prompt.empty()) paths["prompts"] = o.mesh.prompts.string();
+  return {{"paths", paths}};
+}
+
 std::vector<std::string> prompt_lines(const std::vector<std::string>& prompts) {
   std::vector<std::string> lines;
   for (const std::string& p : prompts) lines.push_back(Json{{"prompt", to_valid_utf8(p)}}.dump());
@@ -42,7 +49,7 @@ std::vector<std::string> prompt_lines(const std::vector<std::string>& prompts) {
 // The job's rows: read, checked, expanded into samples, without those that an earlier start has finished. The same on every rank.
 class Rows {
  public:
-  Rows(LineSource lines, const GenerateCommandOptions& options, const Job& job, std::vector<bool> done, Output* output)
+  Rows(LineSource lines, const GenerateCommandOptions& options, const Job& job, OrdinalSet done, Output* output)
       : lines_(std::move(lines)), options_(options), context_{options.row, job.config, job.tokenizer ? &*job.tokenizer : nullptr}, done_(std::move(done)), output_(output) {}
 
   std::int64_t errors = 0;  ///< rows that could not be served, in this start
@@ -55,7 +62,7 @@ class Rows {
         const std::int64_t ordinal = row_.index * samples + sample_;
         Row row = row_;
         row.sample = sample_++;
-        if (is_done(ordinal)) continue;
+        if (done_.contains(ordinal)) continue;
         ++texts_[row.index].second;
         ++entered_;
         return row;
@@ -63,6 +70,7 @@ class Rows {
       const std::optional<std::string_view> line = lines_.next();
       exhausted_ = !line;
       if (!line) return std::nullopt;
+      if (const auto it = texts_.find(row_.index); it != texts_.end() && it->second.second == 0) texts_.erase(it);
       const std::int64_t index = count_++;
       if (all_done(index)) continue;
       InputRow in = parse_row(*line, index, context_);
@@ -89,10 +97,9 @@ class Rows {
   }
 
  private:
-  bool is_done(std::int64_t ordinal) const { return ordinal < std::ssize(done_) && done_[static_cast<std::size_t>(ordinal)]; }
   bool all_done(std::int64_t index) const {
     for (std::int64_t s = 0; s < options_.generate.samples; ++s) {
-      if (!is_done(index * options_.generate.samples + s)) return false;
+      if (!done_.contains(index * options_.generate.samples + s)) return false;
     }
     return true;
   }
@@ -105,7 +112,7 @@ class Rows {
   LineSource lines_;
   const GenerateCommandOptions& options_;
   RowContext context_;
-  std::vector<bool> done_;
+  OrdinalSet done_;
   Output* output_;
   std::int64_t count_ = 0, entered_ = 0;
   bool exhausted_ = false;
@@ -115,13 +122,18 @@ class Rows {
 };
 
 // The finished set of an earlier start, from rank 0 to all.
-std::vector<bool> share_done(Communicator& ranks, const Output* output) {
+OrdinalSet share_done(Communicator& ranks, const Output* output) {
   std::string bytes;
-  if (output) {
-    for (const bool b : output->done()) bytes.push_back(b);
-  }
+  if (output) bytes = output->done().pack();
   broadcast_bytes(ranks, bytes);
-  return {bytes.begin(), bytes.end()};
+  return OrdinalSet::unpack(bytes);
+}
+
+// Part by part, so that nobody waits long for rank 0.
+void finish(Communicator& ranks, Output* output) {
+  for (std::int64_t last = 0; !last; last = from_first_rank(ranks, last)) {
+    on_first_rank(ranks, [&] { last = output->finish(); });
+  }
 }
 
 void print_summary(const GenerateStats& s, std::int64_t errors, double seconds) {
@@ -162,7 +174,7 @@ int generate_command(std::span<const std::string> args, ProcessGroup& group) {
           o.mesh.prompts.string(), file.string());
     const Json identity = identity_of(o, job, o.prompt.empty() ? file_hash(o.mesh.prompts) : Json(o.prompt).dump());
     complete = !o.fresh && is_complete(file, identity);
-    if (!complete) output = make_file_output(file, identity, o.fresh);
+    if (!complete) output = make_file_output(file, identity, paths_of(o), o.fresh);
   });
   if (from_first_rank(ranks, complete)) {
     if (first) fmt::print(stderr, "kvmesh: {} is complete\n", o.mesh.output.string());
@@ -197,13 +209,8 @@ int generate_command(std::span<const std::string> args, ProcessGroup& group) {
         return !stopped;
       });
 
-  std::int64_t errors = rows.errors;
-  on_first_rank(ranks, [&] {
-    errors += output->errors_before();
-    if (stopped) return;
-    output->finish();
-  });
-  errors = from_first_rank(ranks, errors);
+  if (!stopped) finish(ranks, output.get());
+  const std::int64_t errors = largest(ranks, rows.errors + (output ? output->errors_before() : 0));  // rank 0's; when it speaks, all have come here
   if (first) {
     print_summary(stats, errors, std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count());
     if (stopped) fmt::print(stderr, "kvmesh: stopped by a signal; the same command goes on\n");

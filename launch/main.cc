@@ -20,6 +20,7 @@ constexpr const char* usage =
     "Usage: kvmesh COMMAND [options]        (kvmesh COMMAND --help lists the options)\n"
     "  generate   complete a file of prompts, on all ranks: mpirun -np N kvmesh generate …\n"
     "  score      log-likelihoods of given completions, on all ranks\n"
+    "  progress   how far a job is, and what it has finished\n"
     "  tokenize   text to token ids and back\n"
     "  inspect    what is in a checkpoint folder\n"
     "  bench      how fast prefill and decode are, beside what the machine can do\n"
@@ -79,6 +80,7 @@ int run_on_mesh(int (*command)(std::span<const std::string>, ProcessGroup&), std
 
 int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);  // a reader that went away is an error of writing, as a full disk is
+  std::signal(SIGXFSZ, SIG_IGN);  // and so is a file size limit
   const std::vector<std::string> words(argv + 1, argv + argc);
   const std::string command = words.empty() ? "" : words[0];
   const std::span<const std::string> args = std::span(words).subspan(words.empty() ? 0 : 1);
@@ -86,6 +88,7 @@ int main(int argc, char** argv) {
   if (command == "score") return run_on_mesh(score_command, args, argc, argv);
   if (command == "bench") return run_on_mesh(bench_command, args, argc, argv);
   if (command == "tokenize") return run_alone(tokenize_command, args);
+  if (command == "progress") return run_alone(progress_command, args);
   if (command == "inspect") return run_alone(inspect_command, args);
   if (command == "--version") return version_command();
   if (command == "--help" || command == "-h" || command == "help") return std::fputs(usage, stdout) < 0;

@@ -14,10 +14,11 @@ namespace {
 namespace po = boost::program_options;
 
 // Fills `values` from the command line, then from --config FILE. False after --help.
-bool parse(std::span<const std::string> args, const po::options_description& options, const char* usage, bool speak) {
+bool parse(std::span<const std::string> args, const po::options_description& options, const char* usage, bool speak,
+           const po::positional_options_description& positional = {}) {
   po::variables_map values;
   try {
-    po::store(po::command_line_parser(std::vector<std::string>(args.begin(), args.end())).options(options).positional({}).run(), values);
+    po::store(po::command_line_parser(std::vector<std::string>(args.begin(), args.end())).options(options).positional(positional).run(), values);
     if (values.count("help")) {
       if (speak) std::cout << "Usage: " << usage << "\n\n" << options;
       return false;
@@ -195,6 +196,19 @@ std::optional<TokenizeOptions> parse_tokenize_options(std::span<const std::strin
   if (!parse(args, options, "kvmesh tokenize --tokenizer FILE [--decode]   (standard input to standard output, line by line)", true)) return std::nullopt;
   check(!tokenizer.empty(), "--tokenizer FILE is required");
   o.tokenizer = tokenizer;
+  return o;
+}
+
+std::optional<ProgressOptions> parse_progress_options(std::span<const std::string> args) {
+  ProgressOptions o;
+  std::string file;
+  po::options_description options("Options");
+  options.add_options()("help,h", "this text")                                         //
+      ("file", po::value(&file)->value_name("FILE"), "generate's --output (the option's name may be left out)")  //
+      ("rows", po::bool_switch(&o.rows), "print what is finished, as it finished, instead of counting only");
+  if (!parse(args, options, "kvmesh progress FILE [--rows]", true, po::positional_options_description().add("file", 1))) return std::nullopt;
+  check(!file.empty(), "no file: kvmesh progress FILE");
+  o.file = file;
   return o;
 }
 

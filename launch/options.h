@@ -54,6 +54,13 @@ struct TokenizeOptions {
   bool decode = false;
 };
 std::optional<TokenizeOptions> parse_tokenize_options(std::span<const std::string> args);
+
+struct ProgressOptions {
+  std::filesystem::path file;
+  bool rows = false;
+};
+std::optional<ProgressOptions> parse_progress_options(std::span<const std::string> args);
+
 /// The checkpoint folder.
 std::optional<std::filesystem::path> parse_inspect_options(std::span<const std::string> args);
 

@@ -1,21 +1,23 @@
-// Stream and file output; the journal.
+// Stream and file output.
 #include "launch/job/output.h"
+
+#include "launch/job/journal.h"
 
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <boost/crc.hpp>
-
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <chrono>
 #include <cstring>
 #include <exception>
 #include <fstream>
+#include <map>
+#include <thread>
 #include <utility>
+#include <vector>
 
 namespace kvmesh {
 namespace {
@@ -36,7 +38,6 @@ class StreamOutput final : public Output {
     }
     if (std::fflush(stream_) != 0) failed();
   }
-  void finish() override {}
 
  private:
   [[noreturn]] void failed() const { fail(Fault::io, "{}: {}", name_, std::strerror(errno)); }
@@ -46,89 +47,57 @@ class StreamOutput final : public Output {
   std::map<std::int64_t, std::pair<std::int64_t, std::string>> waiting_;
 };
 
-[[noreturn]] void io_failed(const fs::path& file) { fail(Fault::io, "{}: {}", file.string(), std::strerror(errno)); }
+// An Error that names the first difference between what `file` was begun with and what is asked for now.
+void check_identity(const fs::path& file, const Json& was, const Json& now) {
+  const std::string d = difference(was, now);
+  check(d.empty(), "--output {}: was begun with {} (--fresh starts over)", file.string(), d);
+}
 
-// A file descriptor that closes itself.
-class File {
+// Numbers by ordinal in a file without a name, one page of them in memory. Not mapped: a full disk would be a signal, not an error.
+class NumberFile {
  public:
-  File(fs::path name, int flags) : name_(std::move(name)), fd_(::open(name_.c_str(), flags | O_CLOEXEC, 0666)) {
-    if (fd_ < 0) io_failed(name_);
+  explicit NumberFile(const fs::path& name) : file_(name, O_RDWR | O_CREAT | O_TRUNC) {
+    if (::unlink(name.c_str()) != 0) io_failed(name);
   }
-  ~File() { ::close(fd_); }
-  File(const File&) = delete;
-  File& operator=(const File&) = delete;
-  int fd() const { return fd_; }
-  const fs::path& name() const { return name_; }
-  void write(std::string_view bytes) const {
-    while (!bytes.empty()) {
-      const ssize_t n = ::write(fd_, bytes.data(), bytes.size());
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0) io_failed(name_);
-      bytes.remove_prefix(static_cast<std::size_t>(n));
-    }
-  }
-  std::string read(std::int64_t offset, std::int64_t length) const {
-    std::string bytes(static_cast<std::size_t>(length), '\0');
-    for (std::size_t at = 0; at < bytes.size();) {
-      const ssize_t n = ::pread(fd_, bytes.data() + at, bytes.size() - at, offset + static_cast<std::int64_t>(at));
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0) io_failed(name_);
-      if (n == 0) fail(Fault::io, "{}: became shorter while in use", name_.string());
-      at += static_cast<std::size_t>(n);
-    }
-    return bytes;
-  }
-  void sync() const {
-    if (::fdatasync(fd_) != 0) io_failed(name_);
+  /// 0 where nothing was set.
+  std::int64_t get(std::int64_t at) { return load(at / page_numbers)[static_cast<std::size_t>(at % page_numbers)]; }
+  void set(std::int64_t at, std::int64_t number) {
+    load(at / page_numbers)[static_cast<std::size_t>(at % page_numbers)] = number;
+    changed_ = true;
   }
 
  private:
-  fs::path name_;
-  int fd_;
+  static constexpr std::int64_t page_numbers = 2048, page_bytes = page_numbers * 8;
+
+  std::vector<std::int64_t>& load(std::int64_t page) {
+    if (page == page_) return numbers_;
+    if (changed_) file_.write_at(page_ * page_bytes, {reinterpret_cast<const char*>(numbers_.data()), page_bytes});
+    changed_ = false;
+    bytes_.clear();
+    file_.read_at(page * page_bytes, page_bytes, bytes_);
+    numbers_.assign(page_numbers, 0);
+    std::memcpy(numbers_.data(), bytes_.data(), bytes_.size());
+    page_ = page;
+    return numbers_;
+  }
+
+  File file_;
+  std::int64_t page_ = 0;
+  std::vector<std::int64_t> numbers_ = std::vector<std::int64_t>(page_numbers);
+  std::string bytes_;
+  bool changed_ = false;
 };
-
-fs::path beside(const fs::path& file, const char* suffix) { return file.string() + suffix; }
-
-void sync_folder_of(const fs::path& file) {
-  const fs::path folder = file.has_parent_path() ? file.parent_path() : fs::path(".");
-  File(folder, O_RDONLY | O_DIRECTORY).sync();
-}
-
-// Replaces `file` by `text` so that at any time either the old or the new text is there.
-void replace_file(const fs::path& file, const std::string& text) {
-  const fs::path temporary = beside(file, ".tmp");
-  {
-    const File out(temporary, O_WRONLY | O_CREAT | O_TRUNC);
-    out.write(text);
-    out.sync();
-  }
-  if (::rename(temporary.c_str(), file.c_str()) != 0) io_failed(file);
-}
-
-// An Error that names the first difference between what `file` was begun with and what is asked for now.
-void check_identity(const fs::path& file, const Json& was, const Json& now) {
-  for (const auto& [key, value] : now.items()) {
-    const Json before = was.contains(key) ? was[key] : Json();
-    check(before == value, "--output {}: was begun with {} = {}, now it is {} (--fresh starts over)", file.string(), key, before.dump(), value.dump());
-  }
-}
-
-std::uint32_t checksum(std::string_view bytes) {
-  boost::crc_32_type crc;
-  crc.process_bytes(bytes.data(), bytes.size());
-  return crc.checksum();
-}
 
 class FileOutput final : public Output {
  public:
-  FileOutput(const fs::path& file, const Json& identity, bool fresh) : file_(file), identity_(identity) {
+  FileOutput(const fs::path& file, const Json& identity, const Json& manifest, bool fresh) : file_(file), identity_(identity), manifest_(manifest) {
     check(!fs::is_directory(file_), "--output {}: is a folder", file_.string());  // also where it is not asked whether FILE is complete
     lock();
     if (fresh) {
       for (const fs::path& old : {file_, beside(file_, ".manifest.json")}) {
         if (::unlink(old.c_str()) != 0 && errno != ENOENT) io_failed(old);
       }
-      if (::ftruncate(journal_->fd(), 0) != 0) io_failed(journal_->name());
+      journal_->truncate(0);
     }
     replay();
   }
@@ -136,17 +105,17 @@ class FileOutput final : public Output {
   // A job that ends before its time leaves its lines on the disk; one that could not begin (a torn checkpoint, say) leaves nothing.
   ~FileOutput() override {
     if (dirty_) ::fdatasync(journal_->fd());
-    if (std::uncaught_exceptions() == 0 || !lines_.empty()) return;
+    if (out_ && !complete_) ::unlink(out_->name().c_str());  // on a full disk its bytes are wanted
+    if (std::uncaught_exceptions() == 0 || lines_ > 0) return;
     ::unlink(beside(file_, ".manifest.json").c_str());
     ::unlink(journal_->name().c_str());
   }
 
   void add(std::int64_t ordinal, std::int64_t span, bool error, const std::string& line) override {
-    const std::string head = fmt::format("{} {} {} ", ordinal, span, error ? 'E' : 'R');
-    const std::string record = fmt::format("{:08x} {}{}\n", checksum(head + line), head, line);
-    journal_->write(record);
-    lines_.push_back({ordinal, span, end_ + 9 + std::ssize(head), std::ssize(line), error});
-    end_ += std::ssize(record);
+    journal_->write(journal_record(ordinal, span, error, line));
+    end_ = std::max(end_, ordinal + span);
+    ++lines_;
+    errors_ += error;
     dirty_ = true;
   }
 
@@ -158,55 +127,45 @@ class FileOutput final : public Output {
     synced_ = now;
   }
 
-  // Order matters: whatever is cut short here, either the journal or the complete file with its manifest is there.
-  void finish() override {
-    std::sort(lines_.begin(), lines_.end(), [](const Line& a, const Line& b) { return a.ordinal < b.ordinal; });
-    journal_->sync();
-    const fs::path temporary = beside(file_, ".tmp");
-    std::int64_t errors = 0;
-    {
-      const File out(temporary, O_WRONLY | O_CREAT | O_TRUNC);
-      std::string block;
-      for (const Line& line : lines_) {
-        block += journal_->read(line.offset, line.length) + "\n";
-        errors += line.error;
-        if (block.size() > std::size_t{1} << 20) out.write(std::exchange(block, {}));
-      }
-      out.write(block);
-      out.sync();
+  // First where each line is in the journal, then the lines in order, then the names. That order matters: whatever is cut short
+  // here, either the journal or the complete file with its manifest is there.
+  bool finish() override {
+    if (!out_) {
+      journal_->sync();
+      out_ = std::make_unique<File>(beside(file_, ".tmp"), O_WRONLY | O_CREAT | O_TRUNC);
+      offsets_ = std::make_unique<NumberFile>(beside(file_, ".order.tmp"));
+      reader_ = std::make_unique<JournalReader>(*journal_);
+      check(reader_->header().has_value(), "{}: changed while in use", journal_->name().string());
     }
-    Json manifest = {{"complete", true}, {"lines", lines_.size()}, {"errors", errors}, {"identity", identity_}};
-    replace_file(beside(file_, ".manifest.json"), manifest.dump(2) + "\n");
-    if (::rename(temporary.c_str(), file_.c_str()) != 0) io_failed(file_);
-    sync_folder_of(file_);
-    if (::unlink(journal_->name().c_str()) != 0) io_failed(journal_->name());
+    if (found_ < lines_) {
+      find_lines();
+    } else if (next_ < end_) {
+      copy_lines();
+    } else {
+      publish();
+    }
+    return complete_;
   }
 
-  std::vector<bool> done() const override { return done_; }
-
-  std::int64_t errors_before() const override {
-    return std::count_if(lines_.begin(), lines_.begin() + static_cast<std::ptrdiff_t>(replayed_), [](const Line& l) { return l.error; });
-  }
+  OrdinalSet done() const override { return done_; }
+  std::int64_t errors_before() const override { return errors_before_; }
 
  private:
-  static constexpr std::int64_t most_in_flight = 1 << 21;  // over what --batch-size and --samples may be
-
-  struct Line {
-    std::int64_t ordinal, span, offset, length;  // offset and length of the text in the journal
-    bool error;
-  };
+  static constexpr std::int64_t part_bytes = 64 << 20;  // of what is read or written in one call of finish
 
   void lock() {
     const fs::path name = beside(file_, ".journal");
-    for (;;) {
+    for (int tries = 0;;) {
       try {
         journal_ = std::make_unique<File>(name, O_RDWR | O_CREAT | O_APPEND);
       } catch (const Error& e) {
         fail(Fault::usage, "--output: {}", e.what());
       }
       if (::flock(journal_->fd(), LOCK_EX | LOCK_NB) != 0) {
-        check(errno != EWOULDBLOCK, "--output {}: another job is writing it", file_.string());
-        io_failed(name);
+        if (errno != EWOULDBLOCK) io_failed(name);
+        check(++tries < 10, "--output {}: another job is writing it", file_.string());
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));  // it may only have been looked at (kvmesh progress)
+        continue;
       }
       struct stat mine, there;  // a job that finished meanwhile has removed the file that we locked
       if (::fstat(journal_->fd(), &mine) == 0 && ::stat(name.c_str(), &there) == 0 && mine.st_ino == there.st_ino) return;
@@ -214,93 +173,128 @@ class FileOutput final : public Output {
   }
 
   void replay() {
-    struct stat status;
-    if (::fstat(journal_->fd(), &status) != 0) io_failed(journal_->name());
-    const std::string all = journal_->read(0, status.st_size);
-    const std::size_t first_feed = all.find('\n');
-    if (first_feed == std::string::npos) {  // nothing yet, or a torn header
-      if (::ftruncate(journal_->fd(), 0) != 0) io_failed(journal_->name());
-      const std::string header = identity_.dump() + "\n";
-      journal_->write(header);
+    JournalReader reader(*journal_);
+    const std::optional<std::string_view> header = reader.header();
+    if (!header) {  // nothing yet, or a torn header
+      journal_->truncate(0);
+      journal_->write(identity_.dump() + "\n");
       journal_->sync();
-      replace_file(beside(file_, ".manifest.json"), Json{{"complete", false}, {"identity", identity_}}.dump(2) + "\n");
+      write_manifest(Json{{"complete", false}});
       sync_folder_of(file_);
-      end_ = std::ssize(header);
       return;
     }
-    const Json was = Json::parse(std::string_view(all).substr(0, first_feed), nullptr, false);
+    const Json was = Json::parse(*header, nullptr, false);
     check(was.is_object(), "{}: is not a kvmesh journal (--fresh starts over)", journal_->name().string());
     check_identity(file_, was, identity_);
-    std::size_t at = first_feed + 1;
-    while (at < all.size()) {
-      const std::size_t feed = all.find('\n', at);
-      if (feed == std::string::npos || !replay_record(std::string_view(all).substr(at, feed - at), static_cast<std::int64_t>(at))) break;
-      at = feed + 1;
-    }
-    end_ = static_cast<std::int64_t>(at);
-    if (at < all.size() && ::ftruncate(journal_->fd(), end_) != 0) io_failed(journal_->name());  // what a crash tore
-    replayed_ = lines_.size();
+    JournalState state;
+    std::int64_t good = reader.position();
+    for (auto record = reader.next(); record && state.take(*record); record = reader.next()) good = reader.position();
+    struct stat status;
+    if (::fstat(journal_->fd(), &status) != 0) io_failed(journal_->name());
+    if (good < status.st_size) journal_->truncate(good);  // what a crash tore
+    done_ = std::move(state.finished);
+    lines_ = state.lines;
+    errors_ = errors_before_ = state.errors;
+    end_ = done_.end();
   }
 
-  // Whether `record` is what a job writes; then its line is taken.
-  bool replay_record(std::string_view record, std::int64_t offset) {
-    std::uint32_t sum = 0;
-    if (record.size() < 10 || std::from_chars(record.data(), record.data() + 8, sum, 16).ptr != record.data() + 8) return false;
-    const std::string_view body = record.substr(9);
-    if (record[8] != ' ' || checksum(body) != sum) return false;
-    Line line{};
-    const char* p = body.data();
-    const char* const end = p + body.size();
-    const auto read_number = [&](std::int64_t& value) {  // and the space behind it
-      const auto [next, error] = std::from_chars(p, end, value);
-      if (error != std::errc() || next == end || *next != ' ') return false;
-      p = next + 1;
-      return true;
-    };
-    if (!read_number(line.ordinal) || !read_number(line.span) || end - p < 2 || (p[0] != 'R' && p[0] != 'E') || p[1] != ' ') return false;
-    // Rows start in order, so that no more than a batch of ordinals is unfinished before a finished one; nothing finishes twice.
-    if (line.ordinal < 0 || line.ordinal > finished_ + most_in_flight || line.span < 1 || line.span > most_in_flight) return false;
-    const auto from = static_cast<std::size_t>(line.ordinal), to = from + static_cast<std::size_t>(line.span);
-    if (done_.size() < to) done_.resize(to);
-    const auto first = done_.begin() + static_cast<std::ptrdiff_t>(from), last = done_.begin() + static_cast<std::ptrdiff_t>(to);
-    if (std::find(first, last, true) != last) return false;
-    std::fill(first, last, true);
-    finished_ += line.span;
-    line.error = p[0] == 'E';
-    line.length = end - (p + 2);
-    line.offset = offset + 9 + (p + 2 - body.data());
-    lines_.push_back(line);
-    return true;
+  void find_lines() {
+    for (const std::int64_t begun = reader_->position(); found_ < lines_ && reader_->position() - begun < part_bytes; ++found_) {
+      const std::optional<JournalRecord> record = reader_->next();
+      check_record(record.has_value());
+      offsets_->set(record->ordinal, record->offset);
+    }
+  }
+
+  void copy_lines() {
+    std::string block;
+    for (std::int64_t copied = 0; next_ < end_ && copied < part_bytes;) {
+      const std::int64_t offset = offsets_->get(next_);
+      if (offset == 0) {
+        ++next_;
+        continue;
+      }
+      const std::optional<JournalRecord> record = reader_->at(offset);
+      check_record(record && record->ordinal == next_);
+      block.append(record->line).push_back('\n');
+      copied += std::ssize(record->line) + 1;
+      next_ += record->span;
+      if (block.size() > std::size_t{1} << 20 || next_ >= end_) out_->write(std::exchange(block, {}));
+    }
+    out_->write(block);
+    out_->sync();
+  }
+
+  void check_record(bool good) const {
+    if (!good) fail(Fault::io, "{}: changed while in use", journal_->name().string());
+  }
+
+  void publish() {
+    write_manifest(Json{{"complete", true}, {"lines", lines_}, {"errors", errors_}});
+    if (::rename(out_->name().c_str(), file_.c_str()) != 0) io_failed(file_);
+    complete_ = true;
+    sync_folder_of(file_);
+    if (::unlink(journal_->name().c_str()) != 0) io_failed(journal_->name());
+  }
+
+  void write_manifest(Json manifest) const {
+    manifest.update(manifest_);
+    manifest["identity"] = identity_;
+    replace_file(beside(file_, ".manifest.json"), manifest.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
   }
 
   fs::path file_;
-  Json identity_;
+  Json identity_, manifest_;
   std::unique_ptr<File> journal_;  // also holds the lock
-  std::int64_t end_ = 0;           // bytes in the journal
-  std::vector<Line> lines_;        // in the journal's order
-  std::size_t replayed_ = 0;       // of these, how many were there at the start
-  std::vector<bool> done_;         // ordinals of those
-  std::int64_t finished_ = 0;      // how many ordinals those are
-  bool dirty_ = false;
+  OrdinalSet done_;                // at the start
+  std::int64_t errors_before_ = 0;
+  std::int64_t lines_ = 0, errors_ = 0, end_ = 0;  // of the journal; end_: one more than the largest ordinal
+  bool dirty_ = false, complete_ = false;
   std::chrono::steady_clock::time_point synced_ = std::chrono::steady_clock::now();
+
+  // In finish():
+  std::unique_ptr<File> out_;
+  std::unique_ptr<NumberFile> offsets_;     // of records in the journal, by ordinal
+  std::unique_ptr<JournalReader> reader_;
+  std::int64_t found_ = 0, next_ = 0;       // lines whose offset is known; the ordinal that is written next
 };
 
 }  // namespace
 
 std::unique_ptr<Output> make_stream_output(std::FILE* stream, std::string name) { return std::make_unique<StreamOutput>(stream, std::move(name)); }
 
+std::string difference(const Json& was, const Json& now) {
+  for (const auto& [key, value] : now.items()) {
+    const Json before = was.contains(key) ? was[key] : Json();
+    if (before != value) return fmt::format("{} = {}, now it is {}", key, before.dump(), value.dump());
+  }
+  return "";
+}
+
+Json read_manifest(const fs::path& file) {
+  const fs::path name = beside(file, ".manifest.json");
+  std::ifstream in(name);
+  check(in.good() && !fs::is_directory(name), "{}: {}", name.string(), std::strerror(errno));
+  const Json manifest = Json::parse(in, nullptr, false);
+  check(manifest.is_object() && manifest.contains("identity") && manifest["identity"].is_object(), "{}: is not a manifest of kvmesh's", name.string());
+  return manifest;
+}
+
 bool is_complete(const fs::path& file, const Json& identity) {
   check(!fs::is_directory(file), "--output {}: is a folder", file.string());
   if (!fs::exists(file)) return false;
-  std::ifstream in(beside(file, ".manifest.json"));
-  const Json manifest = in.good() ? Json::parse(in, nullptr, false) : Json();
-  check(manifest.is_object() && manifest.contains("identity") && manifest.value("complete", Json()) == true, "--output {}: exists and has no manifest of kvmesh's (--fresh replaces it)", file.string());
+  Json manifest = Json::object();
+  try {
+    manifest = read_manifest(file);
+  } catch (const Error&) {
+  }
+  check(manifest.value("complete", Json()) == true, "--output {}: exists and has no manifest of kvmesh's (--fresh replaces it)", file.string());
   check_identity(file, manifest["identity"], identity);
   return true;
 }
 
-std::unique_ptr<Output> make_file_output(const fs::path& file, const Json& identity, bool fresh) {
-  return std::make_unique<FileOutput>(file, identity, fresh);
+std::unique_ptr<Output> make_file_output(const fs::path& file, const Json& identity, const Json& manifest, bool fresh) {
+  return std::make_unique<FileOutput>(file, identity, manifest, fresh);
 }
 
 }  // namespace kvmesh

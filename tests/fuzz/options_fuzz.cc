@@ -18,6 +18,12 @@ void use(const std::vector<std::string>& args) {
   });
   fuzz::accepted([&] { parse_score_options(args, false); });
   fuzz::accepted([&] { parse_bench_options(args, false); });
+  if (std::none_of(args.begin(), args.end(), [](const std::string& arg) { return arg.starts_with("-h") || arg.starts_with("--h"); })) {
+    fuzz::accepted([&] {
+      const auto o = parse_progress_options(args);
+      if (o) fuzz::require(!o->file.empty());
+    });
+  }
 }
 
 }  // namespace

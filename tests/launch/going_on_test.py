@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+import zlib
 from pathlib import Path
 
 from command_line import CommandLineTest, children_of, config_of, random_weights, run_tests, write_checkpoint
@@ -176,6 +177,32 @@ class GoingOn(Job):
         self.output.write_text("somebody's\n")
         self.manifest.unlink()
         self.finish("--fresh")
+
+    def test_a_full_disk_loses_nothing(self):
+        """A file size limit is as good: writing fails. The weights' shared memory is below it."""
+        prompts = self.rows(*({"id": i, "prompt": "abc"[i % 3], "note": "x" * 30000} if i != 5 else "no row" for i in range(40)))
+        words = ["generate", "--checkpoint", self.checkpoint, "--prompts", prompts, "--max-new-tokens", 5, "--batch-size", 4]
+        expected = self.run_command(*words).stdout
+        command = [str(w) for w in self.command(*words, "--output", self.output)]
+
+        def limited(size, named):
+            done = subprocess.run(["sh", "-c", 'ulimit -f "$1" && shift && exec "$@"', "sh", str(size // 512)] + command, stdin=subprocess.DEVNULL, capture_output=True, timeout=100)
+            self.assert_one_line_error(done, 74, named, "File too large")
+            self.assertEqual(sorted(p.name for p in self.folder.glob(self.output.name + "*")), sorted([self.journal.name, self.manifest.name]))
+
+        limited(len(expected) // 2, self.journal)
+        header, *lines = self.journal.read_bytes().splitlines(keepends=True)
+        self.assertGreater(len(lines), 15)
+
+        # Now all rows are finished, in a journal that is put in order in vain.
+        bodies = [b"%d 1 %c " % (i, b"RE"[i == 5]) + line for i, line in enumerate(expected.splitlines())]
+        journal = header + b"".join(b"%08x %s\n" % (zlib.crc32(body), body) for body in reversed(bodies))
+        self.journal.write_bytes(journal)
+        for size in (len(expected) // 2, len(expected) - 512):
+            limited(size, str(self.output) + ".tmp")
+            self.assertEqual(self.journal.read_bytes(), journal)
+        self.assertEqual(subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=100).returncode, 2)
+        self.assertEqual(self.output.read_bytes(), expected)
 
     def test_a_checkpoint_that_changed_in_between_is_noticed(self):
         config = config_of(32, 1)
