@@ -30,7 +30,7 @@ struct File {
 
 /// What the first rank tells the others; one broadcast.
 struct Notice {
-  enum State : std::int64_t { filling, done, failed } state = filling;
+  std::int64_t done = 0;  // else it failed
   std::int64_t fault = static_cast<std::int64_t>(Fault::rank);
   std::int64_t pid = 0, fd = -1, device = 0, inode = 0;
   char message[976] = "";
@@ -65,19 +65,24 @@ void fill_file(int fd, std::int64_t bytes, const std::function<void(void*)>& fil
   if (fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) fail_with_errno("sealing", bytes);
 }
 
-/// Runs the first rank's part beside the signs of life that keep the others waiting.
-void fill_and_tell(Communicator& host, int fd, std::int64_t bytes, const std::function<void(void*)>& fill, Notice& notice) {
-  std::future<void> filled = std::async(std::launch::async, [&] { fill_file(fd, bytes, fill); });
-  while (host.size() > 1 && filled.wait_for(sign_of_life) != std::future_status::ready) host.broadcast(bytes_of(notice), 0);
+/// Waits until every host's first rank is ready, which gives signs of life meanwhile. Collective over all ranks of the job.
+void wait_for_all(Communicator& world, std::future<void>* filled) {
+  const Tensor all_ready = host_tensor(DType::i32, {1});
+  do {
+    all_ready.data<std::int32_t>()[0] = !filled || filled->wait_for(sign_of_life) == std::future_status::ready;
+    world.all_reduce(all_ready, Reduce::min);
+  } while (!all_ready.data<std::int32_t>()[0]);
+}
+
+/// How the first rank's part went.
+void conclude(std::future<void>& filled, Notice& notice) {
   try {
     filled.get();
-    notice.state = Notice::done;
+    notice.done = 1;
   } catch (const std::exception& e) {
     if (const auto* error = dynamic_cast<const Error*>(&e)) notice.fault = static_cast<std::int64_t>(error->fault());
-    notice.state = Notice::failed;
     std::strncpy(notice.message, e.what(), sizeof notice.message - 1);
   }
-  host.broadcast(bytes_of(notice), 0);
 }
 
 /// The file that the notice names, or fd = -1. Another container's process of the same number has another file.
@@ -107,12 +112,15 @@ Tensor share_on_host(ProcessGroup& group, std::int64_t bytes, const std::functio
     notice.fd = file.fd;
     notice.device = static_cast<std::int64_t>(self.st_dev);
     notice.inode = static_cast<std::int64_t>(self.st_ino);
-    fill_and_tell(host, file.fd, bytes, fill, notice);
+    std::future<void> filled = std::async(std::launch::async, [&] { fill_file(file.fd, bytes, fill); });
+    wait_for_all(group.world(), &filled);
+    conclude(filled, notice);
   } else {
-    while (notice.state == Notice::filling) host.broadcast(bytes_of(notice), 0);
-    if (notice.state == Notice::done) file.fd = open_file(notice);
+    wait_for_all(group.world(), nullptr);
   }
-  if (notice.state == Notice::failed) throw Error(static_cast<Fault>(notice.fault), notice.message);
+  host.broadcast(bytes_of(notice), 0);
+  if (host.rank() != 0 && notice.done) file.fd = open_file(notice);
+  if (!notice.done) throw Error(static_cast<Fault>(notice.fault), notice.message);
 
   const Tensor all_opened = host_tensor(DType::i32, {1});
   all_opened.data<std::int32_t>()[0] = file.fd >= 0;

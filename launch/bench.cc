@@ -124,6 +124,8 @@ int bench_command(std::span<const std::string> args, ProcessGroup& group) {
   const double prefill_s = median(prefill), step_s = median(steps);
   const auto over = [](double a, double b) { return b > 0 ? a / b : 0.0; };
   const double flops = work.prefill_flops / prefill_s, bytes = over(work.decode_bytes, step_s);
+  ModelConfig model = job.config;
+  model.dtype = job.dtype;
   Json out = {
       {"prefill", {{"tokens_per_s", batch * static_cast<double>(o.prompt_len) / prefill_s}, {"flops_per_s", flops}, {"peak_fraction", flops / limits.flops_per_s}}},
       {"decode", {{"tokens_per_s", over(batch, step_s)}, {"bytes_per_s", bytes}, {"bandwidth_fraction", bytes / limits.bytes_per_s}, {"ms_per_step", 1e3 * step_s}}},
@@ -135,7 +137,7 @@ int bench_command(std::span<const std::string> args, ProcessGroup& group) {
       {"prompt_len", o.prompt_len},
       {"new_tokens", o.new_tokens},
       {"repeat", o.repeat},
-      {"model", Json::parse(to_json(job.config))},
+      {"model", Json::parse(to_json(model))},
       {"kvmesh", version_text()}};
   on_first_rank(ranks, [&] {
     fmt::print("prefill {:.0f} tokens/s, {:.1f} GFLOP/s, {:.0f} % of {:.0f}\ndecode  {:.1f} tokens/s, {:.2f} ms a step, {:.1f} GB/s, {:.0f} % of {:.1f}\n",

@@ -26,7 +26,7 @@ constexpr int exit_error_rows = 2, exit_stopped = 75;
 // Everything that the output's bytes depend on. Batch size, mesh, sync, padding and threads are not among it.
 Json identity_of(const GenerateCommandOptions& o, const Job& job, const std::string& prompts_hash) {
   const RowDefaults& r = o.row;
-  return {{"kvmesh", version_text()}, {"device", job.device->kind()}, {"dtype", name_of(job.dtype)},
+  return {{"kvmesh", version_text()}, {"build", build_text()}, {"device", job.device->kind()}, {"dtype", name_of(job.dtype)},
           {"checkpoint", checkpoint_hash(o.mesh.checkpoint)}, {"prompts", prompts_hash},
           {"max-new-tokens", r.max_new_tokens}, {"temperature", r.temperature}, {"top-k", r.top_k}, {"top-p", r.top_p}, {"min-p", r.min_p},
           {"stop", r.stop}, {"stop-token", r.stop_tokens}, {"ignore-eos", r.ignore_eos},
@@ -172,7 +172,7 @@ int generate_command(std::span<const std::string> args, ProcessGroup& group) {
     }
     check(!o.prompt.empty() || fs::is_regular_file(o.mesh.prompts), "--prompts {}: is read again when the job goes on, and must be a file for --output {}",
           o.mesh.prompts.string(), file.string());
-    const Json identity = identity_of(o, job, o.prompt.empty() ? file_hash(o.mesh.prompts) : Json(o.prompt).dump());
+    const Json identity = identity_of(o, job, o.prompt.empty() ? file_hash(o.mesh.prompts) : Json(prompt_lines(o.prompt)).dump());
     complete = !o.fresh && is_complete(file, identity);
     if (!complete) output = make_file_output(file, identity, paths_of(o), o.fresh);
   });

@@ -41,8 +41,8 @@ int version_command() {
   using namespace cpu;
   std::string sets;
   for (int i = 0; i <= static_cast<int>(best_isa()); ++i) sets += (i ? ", " : "") + std::string(isa_names[i]);
-  fmt::print("kvmesh {}\nMPI: {}\nNCCL: not compiled in\ncuDNN: not compiled in\nCUDA: not compiled in\nCPU instruction sets: {} (compiled in: scalar, avx2, avx512, avx512_bf16)\n",
-             version_text(), mpi_version(), sets);
+  fmt::print("kvmesh {} (build {})\nMPI: {}\nNCCL: not compiled in\ncuDNN: not compiled in\nCUDA: not compiled in\nCPU instruction sets: {} (compiled in: scalar, avx2, avx512, avx512_bf16)\n",
+             version_text(), build_text(), mpi_version(), sets);
   return 0;
 }
 

@@ -3,12 +3,16 @@
 
 #include <fmt/format.h>
 
+#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -46,9 +50,24 @@ std::optional<Failure> guarded(const Body& body) {
   }
 }
 
-int run_alone(int (*command)(std::span<const std::string>), std::span<const std::string> args) {
+// mpirun or srun has started this process as another rank than the first.
+bool is_another_rank() {
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"}) {
+    if (const char* rank = std::getenv(name); rank && std::string_view(rank) != "0") return true;
+  }
+  return false;
+}
+
+// On one rank, without MPI.
+template <typename Command>
+int run_alone(const Command& command) {
+  if (is_another_rank()) return 0;
   int code = 0;
-  if (const auto failure = guarded([&] { code = command(args); })) {
+  const auto failure = guarded([&] {
+    code = command();
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) fail(Fault::io, "standard output: {}", std::strerror(errno));
+  });
+  if (failure) {
     fmt::print(stderr, "kvmesh: {}\n", failure->message);
     return failure->code;
   }
@@ -87,10 +106,10 @@ int main(int argc, char** argv) {
   if (command == "generate") return run_on_mesh(generate_command, args, argc, argv);
   if (command == "score") return run_on_mesh(score_command, args, argc, argv);
   if (command == "bench") return run_on_mesh(bench_command, args, argc, argv);
-  if (command == "tokenize") return run_alone(tokenize_command, args);
-  if (command == "progress") return run_alone(progress_command, args);
-  if (command == "inspect") return run_alone(inspect_command, args);
-  if (command == "--version") return version_command();
-  if (command == "--help" || command == "-h" || command == "help") return std::fputs(usage, stdout) < 0;
+  if (command == "tokenize") return run_alone([&] { return tokenize_command(args); });
+  if (command == "progress") return run_alone([&] { return progress_command(args); });
+  if (command == "inspect") return run_alone([&] { return inspect_command(args); });
+  if (command == "--version") return run_alone(version_command);
+  if (command == "--help" || command == "-h" || command == "help") return run_alone([] { return std::fputs(usage, stdout) < 0; });
   return run_on_mesh(unknown_command, words, argc, argv);
 }

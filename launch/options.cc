@@ -1,6 +1,8 @@
 // What each option is called, means and may be.
 #include "launch/options.h"
 
+#include "model/utf8.h"
+
 #include <boost/program_options.hpp>
 
 #include <cmath>
@@ -18,7 +20,9 @@ bool parse(std::span<const std::string> args, const po::options_description& opt
            const po::positional_options_description& positional = {}) {
   po::variables_map values;
   try {
-    po::store(po::command_line_parser(std::vector<std::string>(args.begin(), args.end())).options(options).positional(positional).run(), values);
+    using namespace po::command_line_style;
+    po::store(po::command_line_parser(std::vector<std::string>(args.begin(), args.end())).options(options).positional(positional).style(unix_style & ~allow_guessing).run(),
+              values);  // no guessing: a script's abbreviation would break when an option is added
     if (values.count("help")) {
       if (speak) std::cout << "Usage: " << usage << "\n\n" << options;
       return false;
@@ -28,7 +32,12 @@ bool parse(std::span<const std::string> args, const po::options_description& opt
       std::ifstream in(file);
       check(in.good() && !std::filesystem::is_directory(file), "--config {}: cannot be read", file);
       try {
-        po::store(po::parse_config_file(in, options), values);
+        po::parsed_options file_options = po::parse_config_file(in, options);
+        const auto given = [&](const char* name) { return values.count(name) > 0 && !values[name].defaulted(); };
+        std::erase_if(file_options.options, [&](const po::option& o) {  // --prompt and --prompts stand for the same input
+          return (o.string_key == "prompts" && given("prompt")) || (o.string_key == "prompt" && given("prompts"));
+        });
+        po::store(file_options, values);
       } catch (const po::error& e) {
         fail(Fault::usage, "{}: {}", file, e.what());
       }
@@ -61,14 +70,14 @@ void add_mesh_options(po::options_description& options, MeshOptions& mesh, std::
       ("checkpoint", value(checkpoint, "DIR"), "folder with config.json, model.safetensors, tokenizer.tiktoken")  //
       ("device", value(mesh.device, "KIND"), "cpu, cuda, or auto: cuda where a GPU answers, else cpu")             //
       ("dtype", value(mesh.dtype, "TYPE"), "float32, bfloat16, or auto: config.json's")                            //
-      ("batch-size", value(mesh.batch_size, "B"), "rows in flight on the whole mesh")                              //
       ("mesh", value(mesh.mesh, "x=N"), "the mesh's axes; their product is the number of ranks")                   //
       ("threads", value(mesh.threads, "N"), "CPU threads a rank; 0: the cores it may use, shared with the host's other ranks")  //
       ("comm-timeout", value(mesh.comm_timeout, "SECONDS"), "no rank waits longer for another");
 }
 
-void add_file_options(po::options_description& options, std::string& prompts, std::string& output) {
-  options.add_options()("prompts", value(prompts, "FILE"), "one JSON object a line")  //
+void add_rows_options(po::options_description& options, MeshOptions& mesh, std::string& prompts, std::string& output) {
+  options.add_options()("batch-size", value(mesh.batch_size, "B"), "rows in flight on the whole mesh")  //
+      ("prompts", value(prompts, "FILE"), "one JSON object a line")  //
       ("output", value(output, "FILE"), "one JSON object a line, in input order; - is standard output");
 }
 
@@ -96,10 +105,11 @@ ModelConfig parse_shape(const std::string& text) {
 std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std::string> args, bool speak) {
   GenerateCommandOptions o;
   std::string checkpoint, prompts, output, rng = "row", sync = "tokens", pad = "power-of-two";
-  std::int64_t seed = 0, logprobs = -1;
+  std::int64_t seed = 0;
+  std::optional<std::int32_t> logprobs;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
-  add_file_options(options, prompts, output);
+  add_rows_options(options, o.mesh, prompts, output);
   options.add_options()  //
       ("prompt", po::value(&o.prompt)->value_name("TEXT"), "a prompt, instead of --prompts; repeatable")  //
       ("max-new-tokens", value(o.row.max_new_tokens, "N"), "a completion's most tokens")                                 //
@@ -113,7 +123,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
       ("stop-token", po::value(&o.row.stop_tokens)->value_name("ID"), "end a completion with this token; repeatable")  //
       ("ignore-eos", po::bool_switch(&o.row.ignore_eos), "<|endoftext|> does not stop")                                 //
       ("samples", value(o.generate.samples, "N"), "completions a prompt")                                               //
-      ("logprobs", po::value(&logprobs)->value_name("N"), "log-probabilities of the new tokens, and the N best")        //
+      ("logprobs", po::value<std::int32_t>()->value_name("N")->notifier([&](std::int32_t n) { logprobs = n; }), "log-probabilities of the new tokens, and the N best")        //
       ("pad", value(pad, "MODE"), "left-pad a batch to power-of-two or longest; changes no result")                     //
       ("sync", value(sync, "WHAT"), "what the ranks gather each step: tokens, or logits, which every rank then samples and compares")  //
       ("prefill-chunk", value(o.generate.prefill_chunk, "N"), "prompt tokens that a rank prefills between two decode steps at most; changes no result")  //
@@ -133,12 +143,15 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   check(o.row.min_p >= 0 && o.row.min_p <= 1, "--min-p {}: must be 0 to 1", o.row.min_p);
   check(seed >= 0 && seed < std::int64_t{1} << 32, "--seed {}: must be 0 to 4294967295", seed);
   check(o.generate.samples >= 1 && o.generate.samples <= 1 << 20, "--samples {}: must be 1 to {}", o.generate.samples, 1 << 20);
-  check(logprobs >= -1 && logprobs <= 1000, "--logprobs {}: must be 0 to 1000", logprobs);
+  check(!logprobs || (*logprobs >= 0 && *logprobs < 1 << 20), "--logprobs {}: must be 0 or more, and no more than the vocabulary", logprobs.value_or(0));
   check(o.generate.prefill_chunk >= 1, "--prefill-chunk {}: must be 1 or more", o.generate.prefill_chunk);
-  for (const std::string& stop : o.row.stop) check(!stop.empty(), "--stop: the text is empty");
+  for (const std::string& stop : o.row.stop) {
+    check(!stop.empty(), "--stop: the text is empty");
+    check(valid_utf8_prefix(stop) == stop.size(), "--stop \"{}\": is not UTF-8 text", to_valid_utf8(stop));
+  }
   o.generate.batch_size = o.mesh.batch_size;
   o.generate.seed = static_cast<std::uint32_t>(seed);
-  o.generate.logprobs = static_cast<std::int32_t>(logprobs);
+  o.generate.logprobs = logprobs.value_or(-1);
   o.generate.rng = choose<Rng>("rng", rng, {{"row", Rng::row}, {"jax", Rng::jax}});
   o.generate.sync = choose<Sync>("sync", sync, {{"tokens", Sync::tokens}, {"logits", Sync::logits}});
   o.generate.pad = choose<Pad>("pad", pad, {{"power-of-two", Pad::power_of_two}, {"longest", Pad::longest}});
@@ -150,7 +163,7 @@ std::optional<MeshOptions> parse_score_options(std::span<const std::string> args
   std::string checkpoint, prompts, output;
   po::options_description options("Options");
   add_mesh_options(options, o, checkpoint);
-  add_file_options(options, prompts, output);
+  add_rows_options(options, o, prompts, output);
   if (!parse(args, options, "kvmesh score --checkpoint DIR --prompts FILE [--output FILE | -]", speak)) return std::nullopt;
   check(!checkpoint.empty(), "--checkpoint DIR is required");
   o.checkpoint = checkpoint;
@@ -168,7 +181,7 @@ std::optional<BenchOptions> parse_bench_options(std::span<const std::string> arg
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
   options.add_options()  //
-      ("batch", value(o.mesh.batch_size, "B"), "the same as --batch-size")  //
+      ("batch", value(o.mesh.batch_size, "B"), "rows in flight on the whole mesh")  //
       ("shape", value(shape, "D,layers,q_heads,kv_heads,vocab,seqlen"), "random weights of this shape instead of a checkpoint")  //
       ("prompt-len", value(o.prompt_len, "P"), "tokens of each prompt")                                                 //
       ("new-tokens", value(o.new_tokens, "N"), "new tokens of each row")                                                //

@@ -13,7 +13,7 @@ namespace {
 
 std::vector<std::int32_t> parse_ids(const std::string& line, std::int64_t number) {
   const nlohmann::json ids = nlohmann::json::parse(line, nullptr, false);
-  check(ids.is_array(), "standard input, line {}: not a JSON list of ids", number);
+  check(ids.is_array() && line.find('\0') == std::string::npos, "standard input, line {}: not a JSON list of ids", number);
   std::vector<std::int32_t> out;
   for (const auto& id : ids) {
     check(id.is_number_integer() && id >= 0 && id <= std::numeric_limits<std::int32_t>::max(), "standard input, line {}: {} is no id", number, id.dump());

@@ -162,8 +162,7 @@ std::optional<Tokenizer> load_tokenizer(const std::filesystem::path& folder, con
   const std::filesystem::path file = folder / tokenizer_name;
   if (!std::filesystem::exists(file)) return std::nullopt;
   Tokenizer tokenizer(file, config.has_special_tokens ? &config.special_tokens : nullptr);
-  const std::int32_t fed = tokenizer.vocab_size() - (tokenizer.pad() == tokenizer.vocab_size() - 1 ? 1 : 0);
-  check(fed <= config.vocab_size, "{}: has ids up to {}, but config.json's vocab_size is {}", file.string(), fed - 1, config.vocab_size);
+  check(tokenizer.ranks() <= config.vocab_size, "{}: has ids up to {}, but config.json's vocab_size is {}", file.string(), tokenizer.ranks() - 1, config.vocab_size);
   return tokenizer;
 }
 

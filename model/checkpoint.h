@@ -53,7 +53,7 @@ GptWeights load_weights(const std::filesystem::path& folder, const ModelConfig& 
 GptWeights random_weights(const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group, std::uint32_t seed);
 
 /// The folder's tokenizer with the config's special tokens, or none if there is no tokenizer.tiktoken. An Error if it has ids
-/// beyond the model's vocabulary; only the pad id, which the model never sees, may be the first one beyond.
+/// beyond the model's vocabulary; only special tokens may lie there: a prompt that holds one cannot be served.
 std::optional<Tokenizer> load_tokenizer(const std::filesystem::path& folder, const ModelConfig& config);
 
 /// 32 hex digits that change with any byte of config.json, the weight files or tokenizer.tiktoken, and with a weight file's

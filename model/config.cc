@@ -15,7 +15,7 @@ namespace {
 using nlohmann::json;
 
 // Far above any model, and so that a layer's weights, all layers' weights and a row's cache stay below 2^60 bytes.
-constexpr std::int64_t max_seqlen = std::int64_t{1} << 24, max_vocab = std::int64_t{1} << 24, max_width = std::int64_t{1} << 18,
+constexpr std::int64_t max_seqlen = std::int64_t{1} << 24, max_vocab = (std::int64_t{1} << 20) - 1, max_width = std::int64_t{1} << 18,
                        max_layers = std::int64_t{1} << 12;
 
 /// The keys of one config; remembers which were asked for.

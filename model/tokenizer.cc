@@ -96,6 +96,7 @@ Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 
 std::int32_t Tokenizer::vocab_size() const { return static_cast<std::int32_t>(impl_->token_of.size()); }
+std::int32_t Tokenizer::ranks() const { return static_cast<std::int32_t>(impl_->ranks.tokens.size()); }
 std::int32_t Tokenizer::end_of_text() const { return impl_->id_of_special(end_of_text_name); }
 std::int32_t Tokenizer::pad() const { return impl_->id_of_special(pad_name); }
 

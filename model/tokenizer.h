@@ -22,6 +22,7 @@ class Tokenizer {
   Tokenizer& operator=(Tokenizer&&) noexcept;
 
   std::int32_t vocab_size() const;       ///< one more than the largest id
+  std::int32_t ranks() const;            ///< one more than the largest id that is no special token's
   std::int32_t end_of_text() const;      ///< -1 if there is none
   std::int32_t pad() const;              ///< -1 if there is none
 

@@ -3,8 +3,7 @@
 
 #include "comm/sharding.h"
 #include "model/checkpoint.h"
-
-#include <sched.h>
+#include "runtime/cpu/thread_pool.h"
 
 #include <algorithm>
 
@@ -12,11 +11,7 @@ namespace kvmesh {
 namespace {
 
 // This rank's share of the cores that the host's ranks may use, at least one.
-int default_threads(const ProcessGroup& group) {
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
-  return std::max(1, CPU_COUNT(&set) / group.local_size());
-}
+int default_threads(const ProcessGroup& group) { return std::max(1, cpu::available_cpus() / group.local_size()); }
 
 }  // namespace
 

@@ -41,6 +41,7 @@ bool nested_deeper(std::string_view json, int depth) {
 
 // The line as an object; its id (and later every other part) is in `text` as soon as it is known.
 Json parse_object(std::string_view line, RowText& text) {
+  if (line.find('\0') != std::string_view::npos) reject("not a JSON object: it holds a zero byte");  // the parser takes it for the end
   if (nested_deeper(line, max_depth)) reject("not a JSON object: nested deeper than {}", max_depth);
   Json object;
   try {
@@ -130,12 +131,11 @@ std::string head(const RowText& text) {
   return (text.id.is_null() ? "{" : "{\"id\": " + dump(text.id) + ", ") + fmt::format("\"index\": {}", text.index);
 }
 
-// The fields passed through, but for those whose names the output uses itself.
-std::string tail(const RowText& text) {
-  static constexpr std::string_view own[] = {"index", "completion", "tokens", "finish_reason", "error", "logprobs", "top_logprobs", "sample", "log_likelihood", "greedy"};
+// The fields passed through, but for those whose names this line uses itself, and "error", which marks rows that were not served.
+std::string tail(const RowText& text, std::initializer_list<std::string_view> own) {
   std::string s;
   for (const auto& [key, v] : text.passed_through.items()) {
-    if (std::find(std::begin(own), std::end(own), key) == std::end(own)) s += ", " + dump(key) + ": " + dump(v);
+    if (key != "index" && key != "error" && std::find(own.begin(), own.end(), key) == own.end()) s += ", " + dump(key) + ": " + dump(v);
   }
   return s + "}";
 }
@@ -228,11 +228,14 @@ std::string completion_line(const RowText& text, const Completion& c, bool with_
     s += "]";
   }
   if (options.samples > 1) s += fmt::format(", \"sample\": {}", sample);
-  return s + tail(text);
+  const auto if_written = [](bool written, const char* name) { return written ? std::string_view(name) : std::string_view("tokens"); };
+  return s + tail(text, {"tokens", "finish_reason", if_written(with_text, "completion"), if_written(options.logprobs >= 0, "logprobs"),
+                         if_written(options.logprobs >= 0, "top_logprobs"), if_written(options.samples > 1, "sample")});
 }
 
 std::string score_line(const RowText& text, double log_likelihood, std::int64_t tokens, bool greedy) {
-  return head(text) + fmt::format(", \"log_likelihood\": {}, \"tokens\": {}, \"greedy\": {}", log_likelihood, tokens, greedy) + tail(text);
+  return head(text) + fmt::format(", \"log_likelihood\": {}, \"tokens\": {}, \"greedy\": {}", log_likelihood, tokens, greedy) +
+         tail(text, {"log_likelihood", "tokens", "greedy"});
 }
 
 }  // namespace kvmesh
