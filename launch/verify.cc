@@ -184,13 +184,9 @@ int verify_command(std::span<const std::string> args, ProcessGroup& group) {
   });
 
   const Gpt& gpt = job.load(o.mesh.checkpoint, group);
-  const bool all = o.generate.rng == Rng::jax;  // each row's draws depend on all
   RowQueue rows(
-      std::move(lines), o, job, [&](std::int64_t ordinal) { return all || chosen(ordinal / samples); },
-      [&](std::int64_t ordinal, std::int64_t span, bool, const std::string& line) {
-        if (chosen(ordinal / samples)) comparison->add(ordinal, span, line);
-      },
-      first);
+      std::move(lines), o, job, [&](std::int64_t ordinal) { return chosen(ordinal / samples); },
+      [&](std::int64_t ordinal, std::int64_t span, bool, const std::string& line) { comparison->add(ordinal, span, line); }, first);
   Progress progress(first);
   bool differs = false;
   generate_rows(rows, gpt, job, ranks, o, [&](std::int64_t finished, std::int64_t new_tokens) {

@@ -88,20 +88,23 @@ class Verify(CommandLineTest):
             counts.append(int(re.fullmatch(rb"verified (\d+) of 30 rows\n", done.stdout)[1]))
         self.assertTrue(all(3 <= n <= 22 for n in counts) and counts[0] != counts[1], counts)
         output.write_bytes(b"".join(lines).replace(b'"r13"', b'"r99"'))
-        for seed in range(4):
+        for seed in range(3):
             results = [self.verify(output, "--fraction", 0.4, "--seed", seed, ranks=ranks) for ranks in (1, 2)]
             self.assertEqual(results[0].returncode, results[1].returncode)
             self.assertIn(results[0].returncode, (0, 70))
             found.append(results[0].returncode)
             if results[0].returncode == 70:
                 self.assertIn(b'row 13, id "r13"', results[0].stderr)
-        self.assertEqual(set(found), {0, 70})
+        self.assertEqual(set(found), {0, 70}, found)
         self.assert_one_line_error(self.verify(output, "--fraction", 1e-9), 1, "--fraction", "none of the 30 rows")
 
     def test_the_original_s_random_numbers_and_prompts_as_words(self):
         rows = [{"tokens": [1 + i, 2]} for i in range(5)]
         output = self.make("--rng", "jax", "--temperature", 1, "--max-new-tokens", 6, rows=rows)
         self.passes(output, "--batch-size", 2, ranks=3, rows=5, of=5)
+        for seed in range(2):  # a row's draws do not depend on which others are there
+            done = self.verify(output, "--fraction", 0.5, "--seed", seed, ranks=2)
+            self.assertRegex(done.stdout.decode() + done.stderr.decode(), r"^verified [1-4] of 5 rows\n$")
         output.write_bytes(re.sub(rb'("index": 4.*"tokens": \[)\d+', rb"\g<1>999", output.read_bytes()))
         self.differs(output, "row 4", ranks=2)
         output = self.make("--prompt", "a", "--prompt", "[\"é", "--prompt", "--help", "--dtype", "bfloat16", "--max-new-tokens", 4, name="words")
