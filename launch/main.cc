@@ -24,6 +24,7 @@ constexpr const char* usage =
     "Usage: kvmesh COMMAND [options]        (kvmesh COMMAND --help lists the options)\n"
     "  generate   complete a file of prompts, on all ranks: mpirun -np N kvmesh generate …\n"
     "  score      log-likelihoods of given completions, on all ranks\n"
+    "  verify     compute rows of a finished output again, on all ranks, and compare\n"
     "  progress   how far a job is, and what it has finished\n"
     "  tokenize   text to token ids and back\n"
     "  inspect    what is in a checkpoint folder\n"
@@ -105,6 +106,7 @@ int main(int argc, char** argv) {
   const std::span<const std::string> args = std::span(words).subspan(words.empty() ? 0 : 1);
   if (command == "generate") return run_on_mesh(generate_command, args, argc, argv);
   if (command == "score") return run_on_mesh(score_command, args, argc, argv);
+  if (command == "verify") return run_on_mesh(verify_command, args, argc, argv);
   if (command == "bench") return run_on_mesh(bench_command, args, argc, argv);
   if (command == "tokenize") return run_alone([&] { return tokenize_command(args); });
   if (command == "progress") return run_alone([&] { return progress_command(args); });

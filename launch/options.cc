@@ -174,6 +174,29 @@ std::optional<MeshOptions> parse_score_options(std::span<const std::string> args
   return o;
 }
 
+std::optional<VerifyOptions> parse_verify_options(std::span<const std::string> args, bool speak) {
+  VerifyOptions o;
+  std::string checkpoint, prompts, output;
+  std::int64_t seed = 0;
+  po::options_description options("Options");
+  add_mesh_options(options, o.mesh, checkpoint);
+  options.add_options()  //
+      ("output", value(output, "FILE"), "a complete output of generate")                                    //
+      ("fraction", value(o.fraction, "F"), "of its rows that are computed again, chosen by --seed")         //
+      ("seed", value(seed, "S"), "0 to 4294967295; another seed chooses other rows")                        //
+      ("prompts", value(prompts, "FILE"), "where the prompts are now; like --checkpoint, --device and --dtype as in generate unless given");
+  if (!parse(args, options, "kvmesh verify --output FILE [--fraction F]", speak)) return std::nullopt;
+  check(!output.empty(), "--output FILE is required");
+  check(o.fraction > 0 && o.fraction <= 1, "--fraction {}: must be above 0 and at most 1", o.fraction);
+  check(seed >= 0 && seed < std::int64_t{1} << 32, "--seed {}: must be 0 to 4294967295", seed);
+  o.mesh.checkpoint = checkpoint;
+  o.mesh.prompts = prompts;
+  o.mesh.output = output;
+  o.seed = static_cast<std::uint32_t>(seed);
+  check_mesh_options(o.mesh);
+  return o;
+}
+
 std::optional<BenchOptions> parse_bench_options(std::span<const std::string> args, bool speak) {
   BenchOptions o;
   o.mesh.batch_size = 1;

@@ -41,6 +41,13 @@ struct GenerateCommandOptions {
 std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std::string> args, bool speak);
 std::optional<MeshOptions> parse_score_options(std::span<const std::string> args, bool speak);
 
+struct VerifyOptions {
+  MeshOptions mesh;  ///< checkpoint, prompts empty and device, dtype "auto": as when the output was made
+  double fraction = 1;
+  std::uint32_t seed = 0;
+};
+std::optional<VerifyOptions> parse_verify_options(std::span<const std::string> args, bool speak);
+
 struct BenchOptions {
   MeshOptions mesh;
   std::optional<ModelConfig> shape;  ///< instead of a checkpoint: random weights

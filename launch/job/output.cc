@@ -163,7 +163,7 @@ class FileOutput final : public Output {
       }
       if (::flock(journal_->fd(), LOCK_EX | LOCK_NB) != 0) {
         if (errno != EWOULDBLOCK) io_failed(name);
-        check(++tries < 10, "--output {}: another job is writing it", file_.string());
+        check(++tries < 100, "--output {}: another job is writing it", file_.string());
         std::this_thread::sleep_for(std::chrono::milliseconds(10));  // it may only have been looked at (kvmesh progress)
         continue;
       }

@@ -18,6 +18,10 @@ void use(const std::vector<std::string>& args) {
   });
   fuzz::accepted([&] { parse_score_options(args, false); });
   fuzz::accepted([&] { parse_bench_options(args, false); });
+  fuzz::accepted([&] {
+    const auto o = parse_verify_options(args, false);
+    if (o) fuzz::require(o->fraction > 0 && o->fraction <= 1 && !o->mesh.output.empty());
+  });
   if (std::none_of(args.begin(), args.end(), [](const std::string& arg) { return arg.starts_with("-h") || arg.starts_with("--h"); })) {
     fuzz::accepted([&] {
       const auto o = parse_progress_options(args);

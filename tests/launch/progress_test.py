@@ -1,10 +1,12 @@
 """kvmesh progress: what it says of jobs that run, that were stopped, and that are complete."""
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 from command_line import CommandLineTest, config_of, random_weights, run_tests, write_checkpoint
 
@@ -86,12 +88,24 @@ class Progress(CommandLineTest):
         job = self.start("--prompts", self.prompts())
         os.kill(job.pid, signal.SIGKILL)
         job.communicate()
-        looking = [subprocess.Popen(["sh", "-c", f'while "$@"; do :; done'] + ["sh"] + self.command("progress", self.output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(3)]
-        done = subprocess.run(self.job("--prompts", self.prompts()), stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
-        for p in looking:
-            p.kill()
-            p.communicate()
-        self.assertEqual(done.returncode, 2, done.stderr)
+        with self.journal.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # as progress does, for an instant
+            job = subprocess.Popen(self.job("--prompts", self.prompts()), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            self.addCleanup(lambda: (job.kill(), job.communicate()))
+            while not self.has_open(job.pid, self.journal):
+                self.assertIsNone(job.poll(), job.poll() and job.stderr.read())
+            time.sleep(0.05)
+        _, errors = job.communicate(timeout=60)
+        self.assertEqual(job.returncode, 2, errors)
+
+    def has_open(self, pid, file):
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                if fd.readlink() == file:
+                    return True
+            except FileNotFoundError:
+                pass
+        return False
 
     def test_errors(self):
         alien = self.write("alien", "somebody's\n")
