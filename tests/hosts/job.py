@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "launch"))
 from command_line import KVMESH, MPIRUN, config_of, random_weights, write_checkpoint  # noqa: E402
 from hosts import Hosts  # noqa: E402
 
-ROWS, LONG_ROWS, LONGEST = 120, 6, 4000
+ROWS, LONG_ROWS, LONGEST = 120, 12, 4000
 GRACE = 8  # seconds that the exit may take beyond the deadline
 
 

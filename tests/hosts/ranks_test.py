@@ -36,25 +36,24 @@ class Ranks(JobTest):
 
     def test_a_rank_stopped_within_prefill(self):
         job = self.start("--comm-timeout", 3, prompts=self.long_prompts, rows=0)
-        while len(self.processes()[1]) < 3 or not self.prefills(self.processes()[1][2]):
+        while len(self.processes()[1]) < 3:
             self.assertIsNone(job.poll(), "the job ended too early")
             time.sleep(0.01)
+        self.wait_for_prefill(self.processes()[1][2])
         begun = time.monotonic()
         self.signal([self.processes()[1][2]], signal.SIGSTOP)
         self.assertEqual(self.rows_in_journal(), 0)
         self.check_ended(job, "SIGSTOP of a rank within prefill", begun, 3, r"^kvmesh: \[rank \d\] .* waited \d+\.\d s for rank 2, which does not answer")
         self.finish(prompts=self.long_prompts)
 
-    def prefills(self, pid):
-        """Has its weights and computes: the first thing that it does with them is to prefill its two prompts, for more than a second."""
-        if "memfd:kvmesh" not in Path(f"/proc/{pid}/maps").read_text():
-            return False
-        used = lambda: sum(map(int, Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))  # in 1/100 s
-        before = used()
-        end = time.monotonic() + 1
-        while used() - before < 15 and time.monotonic() < end:
+    def wait_for_prefill(self, pid):
+        """Until the rank has its weights and computes: the first thing that it does with them is to prefill its four prompts, for some seconds."""
+        while "memfd:kvmesh" not in Path(f"/proc/{pid}/maps").read_text():
             time.sleep(0.01)
-        return used() - before >= 15
+        used = lambda: sum(map(int, Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))  # in 1/100 s
+        enough = used() + 15
+        while used() < enough:
+            time.sleep(0.01)
 
     def test_a_job_that_is_suspended_as_a_whole_goes_on(self):
         job = self.start("--comm-timeout", 1, ranks_a_host=2)
