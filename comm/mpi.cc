@@ -138,17 +138,20 @@ class MpiCommunicator final : public Communicator {
   }
 
   /// Until `request` is done or the deadline has passed. Rank 0 of n is a second (or a quarter of the deadline) less patient, the
-  /// others by their place in between, so that one rank can report and end the job before all the others say the same.
+  /// others by their place in between, so that one rank can report and end the job before all the others say the same. Between many
+  /// ranks that is too little: who was asked by a lower rank leaves that one a second.
   void wait(const char* what, MPI_Request& request, std::initializer_list<Tensor> buffers) {
-    const Seconds deadline = deadline_->seconds, patience = deadline - std::min(Seconds{1}, deadline / 4) * (size_ - 1 - rank_) / size_;
+    const Seconds deadline = deadline_->seconds, spread = std::min(Seconds{1}, deadline / 4);
+    Seconds patience = deadline - spread * (size_ - 1 - rank_) / size_;
+    const Seconds roll_call = roll_call_after * patience;
     bool roll_called = false;
     int done = 0;
     for (int look = 0; look < looks_before_yield && !done; ++look) check_mpi(MPI_Test(&request, &done, MPI_STATUS_IGNORE), what);
     for (WaitClock clock(WaitClock::Clock::now()); !done;) {
       const Seconds waited = clock.look(WaitClock::Clock::now());
-      if (waited > roll_call_after * patience && !std::exchange(roll_called, true)) call_the_roll();
+      if (waited > roll_call && !std::exchange(roll_called, true)) call_the_roll();
       if (waited > patience) give_up(what, waited, buffers);
-      if (waited > yield_for) answer_roll_calls();
+      if (waited > yield_for && answer_roll_calls()) patience = deadline + spread;
       waited < yield_for ? void(sched_yield()) : std::this_thread::sleep_for(std::min(longest_sleep, waited / 16));
       check_mpi(MPI_Test(&request, &done, MPI_STATUS_IGNORE), what);
     }
@@ -173,16 +176,18 @@ class MpiCommunicator final : public Communicator {
     }
   }
 
-  void answer_roll_calls() {
-    for (;;) {
+  /// Returns whether a lower rank has asked.
+  bool answer_roll_calls() {
+    for (bool lower = false;;) {
       int there = 0;
       MPI_Status status;
       check_mpi(MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, comm_, &there, &status), "MPI_Iprobe");
-      if (!there) return;
+      if (!there) return lower;
       std::int64_t& number = answers_.emplace_back();  // stays where it is: it may be on its way for a while
       check_mpi(MPI_Recv(&number, 1, MPI_INT64_T, status.MPI_SOURCE, status.MPI_TAG, comm_, MPI_STATUS_IGNORE), "MPI_Recv");
       if (status.MPI_TAG == ask_tag) {
         send(number, status.MPI_SOURCE, answer_tag);
+        lower = lower || status.MPI_SOURCE < rank_;
       } else if (number == asked_) {
         answered_[static_cast<std::size_t>(status.MPI_SOURCE)] = true;
       }

@@ -54,7 +54,6 @@ void print_summary(const GenerateStats& s, std::int64_t errors, double seconds) 
 int generate_command(std::span<const std::string> args, ProcessGroup& group) {
   const auto begun = std::chrono::steady_clock::now();
   const bool first = group.rank() == 0;
-  catch_stop_signals();
   const std::optional<GenerateCommandOptions> parsed = parse_generate_options(args, first);
   if (!parsed) return 0;
   const GenerateCommandOptions& o = *parsed;

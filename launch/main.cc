@@ -1,5 +1,6 @@
 // The program that people start: kvmesh COMMAND [options], alone or under mpirun or srun.
 #include "launch/commands.h"
+#include "launch/job/signals.h"
 
 #include <fmt/format.h>
 
@@ -104,7 +105,10 @@ int main(int argc, char** argv) {
   const std::vector<std::string> words(argv + 1, argv + argc);
   const std::string command = words.empty() ? "" : words[0];
   const std::span<const std::string> args = std::span(words).subspan(words.empty() ? 0 : 1);
-  if (command == "generate") return run_on_mesh(generate_command, args, argc, argv);
+  if (command == "generate") {
+    catch_stop_signals();  // before MPI starts, which takes a while: a job that is preempted then ends in order as well
+    return run_on_mesh(generate_command, args, argc, argv);
+  }
   if (command == "score") return run_on_mesh(score_command, args, argc, argv);
   if (command == "verify") return run_on_mesh(verify_command, args, argc, argv);
   if (command == "bench") return run_on_mesh(bench_command, args, argc, argv);

@@ -58,7 +58,11 @@ class Job(CommandLineTest):
 
     def ranks_of(self, job, ranks):
         """The processes of a job's ranks."""
-        found = children_of(job.pid) if ranks > 1 else [job.pid]
+        found = [job.pid]
+        if ranks > 1:
+            mpirun = [p for p in children_of(job.pid) if Path(f"/proc/{p}/comm").read_text() == "mpirun\n"]
+            self.assertEqual(len(mpirun), 1)
+            found = children_of(mpirun[0])
         self.assertEqual(len(found), ranks)
         return sorted(found)
 
@@ -117,12 +121,25 @@ class GoingOn(Job):
                 self.finish()
 
     def test_signals(self):
-        for ranks, which, number in ((2, "launcher", signal.SIGUSR1), (3, 1, signal.SIGTERM), (1, 0, signal.SIGTERM), (1, 0, signal.SIGUSR1)):
+        for ranks, which, number in ((2, "launcher", signal.SIGUSR1), (2, "launcher", signal.SIGTERM), (3, 1, signal.SIGTERM), (1, 0, signal.SIGTERM), (1, 0, signal.SIGUSR1)):
             job = self.start(ranks=ranks, lines=self.journal.read_bytes().count(b"\n") + 3 if self.journal.exists() else 6)
             os.kill(job.pid if which == "launcher" else self.ranks_of(job, ranks)[which], number)
             _, errors = job.communicate(timeout=30)
             self.assertEqual(job.returncode, 75, errors)
             self.assertTrue(self.journal.exists() and not self.output.exists())
+        self.finish(ranks=2)
+
+    def test_a_second_signal_to_the_launcher_ends_the_job_at_once(self):
+        job = self.start(ranks=2)
+        pids = self.ranks_of(job, 2)
+        os.kill(pids[1], signal.SIGSTOP)  # so that the job cannot end in order
+        os.kill(job.pid, signal.SIGTERM)
+        time.sleep(0.5)
+        self.assertIsNone(job.poll())
+        os.kill(job.pid, signal.SIGTERM)
+        job.communicate(timeout=10)
+        self.assertNotEqual(job.returncode, 0)
+        self.assertTrue(self.journal.exists() and not self.output.exists())
         self.finish(ranks=2)
 
     def test_other_options_are_refused_and_named(self):
@@ -244,8 +261,9 @@ class Ranks(Job):
         job = self.start(ranks=3, batch=3)
         pids = self.ranks_of(job, 3)
         os.kill(pids[2], signal.SIGKILL)
-        job.communicate(timeout=30)
-        self.assertNotEqual(job.returncode, 0)  # mpirun's own: 137
+        _, errors = job.communicate(timeout=30)
+        self.assertEqual(job.returncode, 70)
+        self.assertRegex(errors.decode(), r"^kvmesh: rank 2 on \S+ was ended by signal 9 \(Killed\)\n$")
         self.check_gone(pids)
         self.finish(ranks=2)
 
