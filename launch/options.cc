@@ -181,6 +181,7 @@ std::optional<VerifyOptions> parse_verify_options(std::span<const std::string> a
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
   options.add_options()  //
+      ("batch-size", value(o.mesh.batch_size, "B"), "rows in flight on the whole mesh")                     //
       ("output", value(output, "FILE"), "a complete output of generate")                                    //
       ("fraction", value(o.fraction, "F"), "of its rows that are computed again, chosen by --seed")         //
       ("seed", value(seed, "S"), "0 to 4294967295; another seed chooses other rows")                        //

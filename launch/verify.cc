@@ -39,12 +39,12 @@ GenerateCommandOptions generate_options(const Json& manifest, const VerifyOption
   };
 
   for (const auto& [key, v] : manifest["identity"].items()) {
-    if (key == "kvmesh") continue;
+    if (key == "kvmesh" || key == "build") continue;
     if (key == "checkpoint") {
       path("checkpoint", o.mesh.checkpoint);
     } else if (key == "prompts" && text(v).starts_with('[')) {
       check(o.mesh.prompts.empty(), "says that it was made of --prompt, not of --prompts {}", o.mesh.prompts.string());
-      for (const Json& p : Json::parse(text(v))) words.push_back("--prompt=" + text(p));
+      for (const Json& p : Json::parse(text(v))) words.push_back("--prompt=" + Json::parse(text(p))["prompt"].get<std::string>());
     } else if (key == "prompts") {
       path("prompts", o.mesh.prompts);
     } else if (key == "device") {  // cpu/avx2: asked for was cpu
