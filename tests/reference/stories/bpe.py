@@ -3,7 +3,7 @@
     python tests/reference/stories/bpe.py --output configs/stories/tokenizer.tiktoken --ranks 1150
 
 The first 256 ranks are the single bytes, in order of value; each further one joins the pair that occurs most often inside the
-words of GPT-2's split pattern (ties: the pair that sorts first). Needs: pip install regex tiktoken (tiktoken only to check).
+words of GPT-2's split pattern (ties: the pair that sorts first). tiktoken then reads the file and must give every text back. Needs: pip install regex tiktoken
 """
 import argparse
 import base64
@@ -11,10 +11,19 @@ from collections import Counter
 from pathlib import Path
 
 import regex
+import tiktoken
 
 from stories import story
 
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def tokenizer_of(path):
+    """A tiktoken encoding of a ranks file, with the special tokens that a checkpoint folder has by default."""
+    lines = Path(path).read_text().splitlines()  # not load_tiktoken_bpe, which keeps what it once read under a path
+    ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, lines)}
+    return tiktoken.Encoding("stories", pat_str=PATTERN, mergeable_ranks=ranks,
+                             special_tokens={"<|endoftext|>": len(ranks), "<|pad|>": len(ranks) + 1})
 
 
 def joined(word, pair):
@@ -54,7 +63,6 @@ def main():
     ranks = train(texts, args.ranks)
     args.output.write_text("".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(ranks)))
 
-    from stories import tokenizer_of
     encoding = tokenizer_of(args.output)
     hard = ["", "Ünïcode — 猫 🦊 e\u0301", "  two  spaces\n\ttab ", "".join(map(chr, range(0x250)))]
     for text in texts + hard:

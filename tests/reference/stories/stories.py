@@ -202,22 +202,21 @@ class Teller:
         if key[0].isupper():  # {Home}, {He}, {A kind2}: at the start of a sentence
             word = self.field(key[0].lower() + key[1:])
             return word[0].upper() + word[1:]
-        article, _, noun = key.rpartition(" ")  # {a kind} with its article, {kind} without
+        article, _, noun = key.rpartition(" ")
         hero = key.rstrip("2")
         if hero in ("he", "him", "his"):
             return PRONOUNS[self.facts["name" + key[len(hero):]]][("he", "him", "his").index(hero)]
         if noun == "there":
             return self.facts["home"].replace(" a ", " the ")
         if noun == "it":
-            return next(self.field(f) for f in ("colour thing", "tool", "gear") if f.split()[-1] in self.facts)
-        if key == "colour thing":
-            return f"{self.facts['colour']} {self.facts['thing']}"
+            return self.field("colour") + " " + self.field("thing") if "thing" in self.facts else self.field("tool" if "tool" in self.facts else "gear")
         if noun not in self.facts:
             self.facts[noun] = self.pick(self.options(noun))
         if noun == "wish":
             self.facts["tool"] = WISHES[self.facts["wish"]]
         word = self.facts[noun]
-        return word.split(" ", 1)[1] if not article and noun.rstrip("23") in ("kind", "trait", "tool", "gear") else word
+        bare = not article and noun.rstrip("23") in ("kind", "tool", "gear")  # {a kind} keeps its article, {kind} loses it
+        return word.split(" ", 1)[1] if bare else word
 
     def options(self, noun):
         """A second or third of a kind differs from those before."""
@@ -296,17 +295,6 @@ def derivations(text):
     return found
 
 
-def tokenizer_of(path):
-    """A tiktoken encoding of a ranks file, with GPT-2's pattern and the specials of the checkpoint format."""
-    import tiktoken
-    from tiktoken.load import load_tiktoken_bpe
-    from bpe import PATTERN
-
-    ranks = load_tiktoken_bpe(str(path))
-    return tiktoken.Encoding("stories", pat_str=PATTERN, mergeable_ranks=ranks,
-                             special_tokens={"<|endoftext|>": len(ranks), "<|pad|>": len(ranks) + 1})
-
-
 def print_stats(stories, tokenizer):
     nats = [n for _, n in stories]
     mean = sum(nats) / len(nats)
@@ -316,6 +304,8 @@ def print_stats(stories, tokenizer):
     print(f"nats a story {mean:.3f} (standard error {error:.3f}), a character {sum(nats) / characters:.5f}, words a story "
           f"{sum(len(text.split()) for text, _ in stories) / len(stories):.1f}")
     if tokenizer:
+        from bpe import tokenizer_of
+
         encoding = tokenizer_of(tokenizer)
         lengths = [len(tokens) + 1 for tokens in encoding.encode_ordinary_batch([text for text, _ in stories])]
         print(f"tokens a story, <|endoftext|> counted: mean {sum(lengths) / len(lengths):.1f}, {min(lengths)} to {max(lengths)}; "
@@ -323,7 +313,7 @@ def print_stats(stories, tokenizer):
 
 
 def check(stories):
-    """Every text has one derivation, and its information is what the generator counted."""
+    """Exits unless every text has one derivation, of the information that the generator counted."""
     for i, (text, nats) in enumerate(stories):
         found = derivations(text)
         if len(found) != 1 or abs(found[0] - nats) > 1e-9:
