@@ -17,27 +17,24 @@ import random
 import re
 import sys
 
-HE = "Pip Tom Oscar Finn Bruno Hugo Max Otto Sam Leo Barnaby Jasper Felix Rufus Ned Walter Toby Gus Milo Arlo".split()
-SHE = "Mia Lily Ruby Nell Daisy Hazel Rosie Tilly Ivy Clara Wren Poppy Maud Greta Flora Bella Agnes June Olive Pearl".split()
+HE = "Pip Tom Oscar Finn Bruno Hugo Max Felix".split()
+SHE = "Mia Lily Ruby Nell Daisy Hazel Wren Greta".split()
 PRONOUNS = {name: ("he", "him", "his") for name in HE} | {name: ("she", "her", "her") for name in SHE}
 
-KINDS = ["a fox", "a rabbit", "a bear", "a mouse", "an owl", "a frog", "a hedgehog", "a squirrel", "a badger", "an otter", "a duck", "a cat",
-         "a turtle", "a mole", "a goat", "a crow", "a beaver", "a hen", "a donkey", "a snail"]
+KINDS = ["a fox", "a rabbit", "a bear", "a mouse", "an owl", "a frog", "a hedgehog", "a squirrel", "a badger", "an otter", "a duck", "a cat"]
 
 # What is offered for a field at its first mention; later mentions repeat it.
 TABLES = {
     "trait": ["a brave", "a little", "an old", "a shy", "a clever", "a kind", "a proud", "a sleepy", "a merry", "a hungry", "a young", "a curious"],
     "home": ["by the river", "under the old bridge", "in a hollow tree", "on a windy hill", "near the mill", "at the edge of the forest",
-             "behind the barn", "beside a quiet pond", "in a small red house", "close to the sea", "in a cave of blue stone", "above the bakery",
-             "at the foot of a mountain", "in the tower of a church", "among the tall reeds", "next to the railway"],
+             "behind the barn", "beside a quiet pond", "in a small red house", "close to the sea", "in a cave of blue stone", "among the tall reeds"],
     "hobby": ["sing to the birds", "count the clouds", "bake bread", "dance in the rain", "read old maps", "watch the stars", "collect shells",
               "whistle a tune", "pick berries", "tell long jokes", "climb trees", "race the wind", "water the flowers", "jump over puddles",
               "skip stones", "draw funny faces"],
     "when": ["One morning", "One rainy day", "One cold evening", "One summer morning", "One windy night", "One quiet afternoon", "One spring day",
              "One bright day", "One autumn evening", "One day"],
-    "colour": ["red", "golden", "little", "blue", "silver", "green", "striped", "purple", "shiny", "round", "yellow", "tiny"],
-    "thing": ["scarf", "key", "drum", "kettle", "button", "hat", "bell", "whistle", "spoon", "basket", "mirror", "lantern", "ball", "ring", "cup",
-              "box", "watch", "comb", "boot", "coin", "ribbon", "kite"],
+    "colour": ["red", "golden", "blue", "silver", "green", "striped", "yellow", "tiny"],
+    "thing": ["scarf", "key", "drum", "kettle", "hat", "bell", "whistle", "basket", "mirror", "lantern", "kite", "ring"],
     "spot": ["under the bed", "behind the door", "in the garden", "in every cupboard", "on the roof", "in the cellar", "beneath the rug", "up the chimney"],
     "way": ["over the hill", "through the woods", "down to the lake", "across the field", "along the stream", "up to the castle", "past the windmill",
             "into the valley", "around the swamp", "to the old well"],
