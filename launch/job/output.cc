@@ -94,9 +94,7 @@ class FileOutput final : public Output {
     check(!fs::is_directory(file_), "--output {}: is a folder", file_.string());  // also where it is not asked whether FILE is complete
     lock();
     if (fresh) {
-      for (const fs::path& old : {file_, beside(file_, ".manifest.json")}) {
-        if (::unlink(old.c_str()) != 0 && errno != ENOENT) io_failed(old);
-      }
+      replaces_ = fs::exists(file_);
       journal_->truncate(0);
     }
     replay();
@@ -107,11 +105,16 @@ class FileOutput final : public Output {
     if (dirty_) ::fdatasync(journal_->fd());
     if (out_ && !complete_) ::unlink(out_->name().c_str());  // on a full disk its bytes are wanted
     if (std::uncaught_exceptions() == 0 || lines_ > 0) return;
-    ::unlink(beside(file_, ".manifest.json").c_str());
+    if (!replaces_) ::unlink(beside(file_, ".manifest.json").c_str());
     ::unlink(journal_->name().c_str());
   }
 
   void add(std::int64_t ordinal, std::int64_t span, bool error, const std::string& line) override {
+    if (std::exchange(replaces_, false)) {  // not before the new job has something to show
+      write_manifest(Json{{"complete", false}});
+      if (::unlink(file_.c_str()) != 0 && errno != ENOENT) io_failed(file_);
+      sync_folder_of(file_);
+    }
     journal_->write(journal_record(ordinal, span, error, line));
     end_ = std::max(end_, ordinal + span);
     ++lines_;
@@ -179,7 +182,7 @@ class FileOutput final : public Output {
       journal_->truncate(0);
       journal_->write(identity_.dump() + "\n");
       journal_->sync();
-      write_manifest(Json{{"complete", false}});
+      if (!replaces_) write_manifest(Json{{"complete", false}});
       sync_folder_of(file_);
       return;
     }
@@ -250,6 +253,7 @@ class FileOutput final : public Output {
   std::int64_t errors_before_ = 0;
   std::int64_t lines_ = 0, errors_ = 0, end_ = 0;  // of the journal; end_: one more than the largest ordinal
   bool dirty_ = false, complete_ = false;
+  bool replaces_ = false;          // a complete file, which stays until the first line is there
   std::chrono::steady_clock::time_point synced_ = std::chrono::steady_clock::now();
 
   // In finish():

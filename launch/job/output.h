@@ -43,7 +43,7 @@ bool is_complete(const std::filesystem::path& file, const Json& identity);
 /// A file that appears when it is complete. Until then its lines are in FILE.journal, each with a checksum; the same command (equal
 /// `identity`) goes on from there, a torn last line is dropped. The journal is locked while a job writes it. FILE.manifest.json
 /// holds the identity, what else `manifest` has, and, in the end, counts. Nothing stays behind where an exception ends the job before any
-/// line was added. `fresh` throws away what is there. In memory are no more than the ordinals that finished before an unfinished one.
+/// line was added. `fresh` throws away what is there, a complete FILE only when the first new line is there. In memory are no more than the ordinals that finished before an unfinished one.
 /// Errors: Fault::usage for another identity or a second job, Fault::io for what the file system refuses.
 std::unique_ptr<Output> make_file_output(const std::filesystem::path& file, const Json& identity, const Json& manifest, bool fresh);
 

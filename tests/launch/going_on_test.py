@@ -195,6 +195,19 @@ class GoingOn(Job):
         self.manifest.unlink()
         self.finish("--fresh")
 
+    def test_fresh_keeps_the_old_output_until_the_new_job_has_a_row(self):
+        config = config_of(8, 1)
+        folder = write_checkpoint(self.path("fresh-ckpt"), random_weights(config), config)
+        words = ["generate", "--checkpoint", folder, "--prompt", "a", "--output", self.output]
+        self.assertEqual(self.run_command(*words).returncode, 0)
+        before = [self.output.read_bytes(), self.manifest.read_bytes()]
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+        for ranks in (1, 2):
+            self.assert_one_line_error(self.run_command(*words, "--fresh", ranks=ranks), 1, "model.safetensors")
+            self.assertEqual([self.output.read_bytes(), self.manifest.read_bytes()], before)
+            self.assertFalse(self.journal.exists())
+
     def test_a_full_disk_loses_nothing(self):
         """A file size limit is as good: writing fails. The weights' shared memory is below it."""
         prompts = self.rows(*({"id": i, "prompt": "abc"[i % 3], "note": "x" * 30000} if i != 5 else "no row" for i in range(40)))
