@@ -48,8 +48,8 @@ std::string mpi_version();
 
 /// Memory that the ranks of one host share: u8 [bytes], page-aligned, the same pages for all of them. `fill` writes all of it, on
 /// the host's first rank only and on a thread of its own (it must not communicate); the others wait for it, as long as that rank's
-/// process lives (collective over group.world(), as several hosts may take unequally long; `bytes` alike on all). Afterwards it is read-only for all. Lives until the last
-/// rank lets go of it; nothing stays behind, however the job ends (an unnamed memory file).
+/// process lives (collective over group.world(), as several hosts may take unequally long; `bytes` alike on all). Afterwards it is
+/// read-only for all. Lives until the last rank lets go of it; nothing stays behind, however the job ends (an unnamed memory file).
 /// When `fill` throws, every rank of that host throws. Where a rank cannot open the first rank's memory file (containers that hide
 /// each other's /proc), all but the first get a copy of their own.
 Tensor share_on_host(ProcessGroup& group, std::int64_t bytes, const std::function<void(void*)>& fill);

@@ -1,6 +1,7 @@
 // Generating: rows wait, take a place in the cache, are prefilled (a long prompt in chunks, between the decode steps of the others), decode
-// step by step, stop, and give their place to the next. All ranks run this loop in step. What is decided from tokens (who stops, who enters which place) every rank decides for the whole
-// mesh from the gathered tokens, by the same rules; only the arithmetic of the own places is done here.
+// step by step, stop, and give their place to the next. All ranks run this loop in step. What is decided from tokens (who stops, who enters
+// which place) every rank decides for the whole mesh from the gathered tokens, by the same rules; only the arithmetic of the own places is
+// done here.
 #pragma once
 
 #include "comm/communicator.h"
