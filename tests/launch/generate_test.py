@@ -257,8 +257,8 @@ class ErrorRows(CommandLineTest):
 
     def test_malformed_lines(self):
         self.check_rows(["{", "[1, 2]", '"text"', "null", '{"prompt": "a"} x', '{"prompt": "a"', b'{"prompt": "\xff\xfe"}', b'{"prompt": "\xc3', '{"prompt": "\\ud800"}', b'{"prompt": "a\x00b"}',
-                         '{"tokens": [1e999]}', '{"prompt": "a", "x": ' + "[" * 100_000 + "]" * 100_000 + "}", "{" * 100_000],
-                        ["JSON", "JSON", "JSON", "JSON", "JSON", "JSON", "JSON", "JSON", "JSON", "JSON", "number", "nested", "nested"])
+                         '{"tokens": [1e999]}', '{"prompt": "a", "x": ' + "[" * 100_000 + "]" * 100_000 + "}", "{" * 100_000, b'{"prompt": "a"}\x00rest'],
+                        ["JSON", "JSON", "JSON", "JSON", "JSON", "JSON", "JSON", "JSON", "JSON", "JSON", "number", "nested", "nested", "zero byte"])
 
     def test_prompts(self):
         self.check_rows([{"id": 1}, {"id": 2, "prompt": ""}, {"id": 3, "tokens": []}, {"id": 4, "prompt": None}, {"id": 5, "prompt": 7}, {"id": 6, "tokens": "abc"},

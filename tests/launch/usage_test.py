@@ -57,6 +57,21 @@ class Usage(CommandLineTest):
         for ranks, words, part in ((2, ["--mesh", "x=3"], "--mesh x=3"), (4, ["--top-p", "7"], "--top-p"), (3, ["--bogus"], "--bogus"), (2, ["--mesh", "x=1,y=2"], "y")):
             self.usage_error("generate", "--checkpoint", self.checkpoint, "--prompt", "a", *words, ranks=ranks, parts=[part])
 
+    def test_option_names_are_not_guessed(self):
+        self.usage_error("generate", "--checkpoint", self.checkpoint, "--prompt", "a", "--temp", 1, parts=["--temp"])
+
+    def test_words_that_are_no_text(self):
+        words = ["generate", "--checkpoint", self.checkpoint, "--output", self.path("no-text.jsonl")]
+        self.usage_error(*words, "--prompt", "a", "--stop", "\udcff", parts=["--stop"])
+        self.assertEqual(self.run_command(*words, "--prompt", "a\udcff").returncode, 0)
+        self.assertEqual(json.loads(self.path("no-text.jsonl").read_text())["prompt"], "a\ufffd")
+
+    def test_bench_has_the_batch_it_was_given(self):
+        figures = self.path("bench.json")
+        done = self.run_command("bench", "--shape", "16,1,2,1,64,32", "--batch", 3, "--prompt-len", 4, "--new-tokens", 2, "--repeat", 1, "--json", figures)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(json.loads(figures.read_text())["batch"], 3)
+
     def test_output_that_cannot_be(self):
         for output, part in (("/proc/out.jsonl", "/proc/out.jsonl"), (self.folder, "folder"), (self.path("none") / "out.jsonl", "No such file")):
             for fresh in ([], ["--fresh"]):
@@ -81,6 +96,11 @@ class Ini(CommandLineTest):
         self.assertEqual([r["completion"] for r in out], ["bc", "bc"])
         out = self.generate("--config", config, "--prompt", "e", "--stop", "i", "--max-new-tokens", 8)  # the file's --stop g does not count
         self.assertEqual(out[0]["completion"], "fgh")
+
+    def test_a_prompt_on_the_command_line_stands_for_the_files(self):
+        ini = self.write("prompts.ini", f"checkpoint = {self.checkpoint}\nprompts = /nowhere.jsonl\n")
+        done = self.run_command("generate", "--config", ini, "--prompt", "a")
+        self.assertEqual((done.returncode, json.loads(done.stdout)["prompt"]), (0, "a"), done.stderr)
 
     def test_errors_name_the_file(self):
         for text, part in (("bogus = 1\n", "bogus"), ("seed = x\n", "seed"), ("seed\n", "seed"), ("seed = 1\nseed = 2\n", "seed")):
@@ -188,6 +208,10 @@ class Files(CommandLineTest):
 
 
 class Alone(CommandLineTest):
+    def test_one_rank_speaks(self):
+        self.assertEqual(self.run_command("--version", ranks=2).stdout.count(b"kvmesh "), 1)
+        self.assert_one_line_error(self.run_command("inspect", "--checkpoint", "/nowhere", ranks=2), 1, "/nowhere")
+
     def test_version(self):
         done = self.run_command("--version")
         self.assertEqual((done.returncode, done.stderr), (0, b""))
