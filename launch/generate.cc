@@ -1,6 +1,7 @@
 // kvmesh generate: a file of prompts in, a file of completions out.
 #include "launch/commands.h"
 #include "launch/job/agree.h"
+#include "launch/job/checkup.h"
 #include "launch/job/generation.h"
 #include "launch/job/job.h"
 #include "launch/job/output.h"
@@ -58,6 +59,7 @@ int generate_command(std::span<const std::string> args, ProcessGroup& group) {
   if (!parsed) return 0;
   const GenerateCommandOptions& o = *parsed;
   Job job(o.mesh, group);
+  if (!check_up(o, job, group)) return static_cast<int>(Fault::usage);
   Communicator& ranks = group.world();
   LineSource lines = open_lines(o, job, ranks);
   std::unique_ptr<Output> output;  // rank 0's

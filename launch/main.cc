@@ -24,6 +24,7 @@ using namespace kvmesh;
 constexpr const char* usage =
     "Usage: kvmesh COMMAND [options]        (kvmesh COMMAND --help lists the options)\n"
     "  generate   complete a file of prompts, on all ranks: mpirun -np N kvmesh generate …\n"
+    "  doctor     what is wrong with a job, before it starts: generate's options behind the same mpirun or srun\n"
     "  score      log-likelihoods of given completions, on all ranks\n"
     "  verify     compute rows of a finished output again, on all ranks, and compare\n"
     "  progress   how far a job is, and what it has finished\n"
@@ -110,6 +111,7 @@ int main(int argc, char** argv) {
     return run_on_mesh(generate_command, args, argc, argv);
   }
   if (command == "score") return run_on_mesh(score_command, args, argc, argv);
+  if (command == "doctor") return run_on_mesh(doctor_command, args, argc, argv);
   if (command == "verify") return run_on_mesh(verify_command, args, argc, argv);
   if (command == "bench") return run_on_mesh(bench_command, args, argc, argv);
   if (command == "tokenize") return run_alone([&] { return tokenize_command(args); });

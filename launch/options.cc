@@ -16,7 +16,7 @@ namespace {
 namespace po = boost::program_options;
 
 // Fills `values` from the command line, then from --config FILE. False after --help.
-bool parse(std::span<const std::string> args, const po::options_description& options, const char* usage, bool speak,
+bool parse(std::span<const std::string> args, const po::options_description& options, const std::string& usage, bool speak,
            const po::positional_options_description& positional = {}) {
   po::variables_map values;
   try {
@@ -102,7 +102,7 @@ ModelConfig parse_shape(const std::string& text) {
 
 }  // namespace
 
-std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std::string> args, bool speak) {
+std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std::string> args, bool speak, std::string_view command) {
   GenerateCommandOptions o;
   std::string checkpoint, prompts, output, rng = "row", sync = "tokens", pad = "power-of-two";
   std::int64_t seed = 0;
@@ -129,7 +129,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
       ("prefill-chunk", value(o.generate.prefill_chunk, "N"), "prompt tokens that a rank prefills between two decode steps at most; changes no result")  //
       ("static-batches", po::bool_switch(&o.generate.static_batches), "rows enter only when the whole batch has finished")  //
       ("fresh", po::bool_switch(&o.fresh), "start over instead of going on with what --output FILE already has");
-  if (!parse(args, options, "kvmesh generate --checkpoint DIR (--prompts FILE | --prompt TEXT …) [--output FILE | -]", speak)) return std::nullopt;
+  if (!parse(args, options, fmt::format("kvmesh {} --checkpoint DIR (--prompts FILE | --prompt TEXT …) [--output FILE | -]", command), speak)) return std::nullopt;
   check(!checkpoint.empty(), "--checkpoint DIR is required");
   o.mesh.checkpoint = checkpoint;
   o.mesh.prompts = prompts;

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace kvmesh {
@@ -38,7 +39,7 @@ struct GenerateCommandOptions {
 };
 
 /// nullopt after --help, which has been printed if `speak`. An Error names the option.
-std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std::string> args, bool speak);
+std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std::string> args, bool speak, std::string_view command = "generate");
 std::optional<MeshOptions> parse_score_options(std::span<const std::string> args, bool speak);
 
 struct VerifyOptions {

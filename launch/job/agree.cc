@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstring>
 #include <future>
+#include <numeric>
 
 namespace kvmesh {
 namespace {
@@ -35,6 +36,23 @@ void broadcast_bytes(Communicator& ranks, std::string& bytes) {
   if (ranks.rank() == 0) std::memcpy(t.raw(), bytes.data(), bytes.size());
   ranks.broadcast(t, 0);
   bytes.assign(reinterpret_cast<const char*>(t.data<std::uint8_t>()), static_cast<std::size_t>(size));
+}
+
+std::vector<std::string> gather_bytes(Communicator& ranks, const std::string& bytes) {
+  const Tensor size = host_tensor(DType::i64, {1}), sizes = host_tensor(DType::i64, {ranks.size(), 1});
+  size.data<std::int64_t>()[0] = std::ssize(bytes);
+  ranks.all_gather(size, sizes);
+  const std::span<const std::int64_t> counts = sizes.span<std::int64_t>();
+  const Tensor mine = host_tensor(DType::u8, {std::ssize(bytes)}), all = host_tensor(DType::u8, {std::accumulate(counts.begin(), counts.end(), std::int64_t{0})});
+  std::memcpy(mine.raw(), bytes.data(), bytes.size());
+  ranks.all_gather_ragged(mine, counts, all);
+  std::vector<std::string> gathered;
+  const char* from = reinterpret_cast<const char*>(all.data<std::uint8_t>());
+  for (const std::int64_t n : counts) {
+    gathered.emplace_back(from, static_cast<std::size_t>(n));
+    from += n;
+  }
+  return gathered;
 }
 
 void on_first_rank(Communicator& ranks, const std::function<void()>& body) {

@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <string>
+#include <vector>
 
 namespace kvmesh {
 
@@ -20,5 +21,8 @@ std::int64_t largest(Communicator& ranks, std::int64_t value);
 
 /// Rank 0's bytes on every rank. Collective.
 void broadcast_bytes(Communicator& ranks, std::string& bytes);
+
+/// Every rank's bytes, by rank, on every rank. Collective.
+std::vector<std::string> gather_bytes(Communicator& ranks, const std::string& bytes);
 
 }  // namespace kvmesh

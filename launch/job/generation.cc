@@ -15,13 +15,18 @@ std::vector<std::string> prompt_lines(const std::vector<std::string>& prompts) {
 
 }  // namespace
 
-Json identity_of(const GenerateCommandOptions& o, const Job& job) {
+Json choices_of(const GenerateCommandOptions& o) {
   const RowDefaults& r = o.row;
-  return {{"kvmesh", version_text()}, {"build", build_text()}, {"device", job.device->kind()}, {"dtype", name_of(job.dtype)},
-          {"checkpoint", checkpoint_hash(o.mesh.checkpoint)}, {"prompts", o.prompt.empty() ? file_hash(o.mesh.prompts) : Json(prompt_lines(o.prompt)).dump()},
-          {"max-new-tokens", r.max_new_tokens}, {"temperature", r.temperature}, {"top-k", r.top_k}, {"top-p", r.top_p}, {"min-p", r.min_p},
+  return {{"max-new-tokens", r.max_new_tokens}, {"temperature", r.temperature}, {"top-k", r.top_k}, {"top-p", r.top_p}, {"min-p", r.min_p},
           {"stop", r.stop}, {"stop-token", r.stop_tokens}, {"ignore-eos", r.ignore_eos},
           {"seed", o.generate.seed}, {"rng", o.generate.rng == Rng::row ? "row" : "jax"}, {"samples", o.generate.samples}, {"logprobs", o.generate.logprobs}};
+}
+
+Json identity_of(const GenerateCommandOptions& o, const Job& job) {
+  Json identity = {{"kvmesh", version_text()}, {"build", build_text()}, {"device", job.device->kind()}, {"dtype", name_of(job.dtype)},
+                   {"checkpoint", checkpoint_hash(o.mesh.checkpoint)}, {"prompts", o.prompt.empty() ? file_hash(o.mesh.prompts) : Json(prompt_lines(o.prompt)).dump()}};
+  identity.update(choices_of(o));
+  return identity;
 }
 
 LineSource open_lines(const GenerateCommandOptions& o, const Job& job, Communicator& ranks) {

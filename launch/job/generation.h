@@ -12,6 +12,9 @@
 
 namespace kvmesh {
 
+/// Those options of generate that are its own and that its output depends on.
+Json choices_of(const GenerateCommandOptions& options);
+
 /// Everything that the output's bytes depend on. Batch size, mesh, sync, padding and threads are not among it. Reads checkpoint and
 /// prompts once; for one rank.
 Json identity_of(const GenerateCommandOptions& options, const Job& job);

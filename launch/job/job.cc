@@ -8,17 +8,15 @@
 #include <algorithm>
 
 namespace kvmesh {
-namespace {
 
-// This rank's share of the cores that the host's ranks may use, at least one.
-int default_threads(const ProcessGroup& group) { return std::max(1, cpu::available_cpus() / group.local_size()); }
-
-}  // namespace
+int threads_of(const MeshOptions& options, const ProcessGroup& group) {
+  return options.threads > 0 ? options.threads : std::max(1, cpu::available_cpus() / group.local_size());
+}
 
 Job::Job(const MeshOptions& options, const std::optional<ModelConfig>& shape, ProcessGroup& group) {
   group.set_deadline(std::chrono::duration<double>(options.comm_timeout));
   ShardingRules().check_runnable(Mesh::parse(options.mesh, group.size()));
-  device = make_device(options.device, {options.threads > 0 ? options.threads : default_threads(group)});
+  device = make_device(options.device, {threads_of(options, group)});
   config = shape ? *shape : read_config(options.checkpoint / "config.json");
   dtype = options.dtype == "auto" ? config.dtype : options.dtype == "float32" ? DType::f32 : DType::bf16;
   if (!shape) tokenizer = load_tokenizer(options.checkpoint, config);

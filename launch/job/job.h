@@ -11,6 +11,9 @@
 
 namespace kvmesh {
 
+/// CPU threads of this rank: --threads, else its share of the cores that the host's ranks may use, at least one.
+int threads_of(const MeshOptions& options, const ProcessGroup& group);
+
 struct Job {
   /// Collective. The group's deadline becomes --comm-timeout.
   Job(const MeshOptions& options, ProcessGroup& group) : Job(options, std::nullopt, group) {}

@@ -1,0 +1,26 @@
+// What the facts of all ranks say is wrong.
+#pragma once
+
+#include "launch/job/facts.h"
+
+#include <span>
+#include <string>
+#include <vector>
+
+namespace kvmesh {
+
+struct Finding {
+  bool error = false;  ///< the job would fail or its output could not be relied on; else it would only be slow, or in danger
+  std::string text;    ///< one line: what, which ranks and hosts, and what to do
+};
+
+/// Errors first. `ranks` by rank. A function of the facts alone.
+std::vector<Finding> findings(std::span<const Facts> ranks);
+
+/// "ranks 0-2, 5 on h1, rank 3 on h2"; "all ranks" where they are more than one and all of `size`.
+std::string names_of(std::span<const Facts* const> ranks, std::size_t size);
+
+/// "1.5 GB"
+std::string size_text(std::int64_t bytes);
+
+}  // namespace kvmesh
