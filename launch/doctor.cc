@@ -26,7 +26,8 @@ namespace fs = std::filesystem;
 
 constexpr std::chrono::seconds patience{30};               // of a rank for another
 constexpr std::int64_t most_read = std::int64_t{1} << 30;  // bytes of a checkpoint, and of the prompts' file
-constexpr int rows_parsed = 1000;
+constexpr std::int64_t rows_parsed = 1000;
+constexpr std::size_t hash_digits = 16;  // enough to tell files apart
 
 // What `body` throws becomes an error among the facts, with what to do about it.
 template <typename Body>
@@ -48,10 +49,10 @@ void look_at_files(Facts& facts, const GenerateCommandOptions& o, const Job* job
     files.push_back(folder / "config.json");
     if (fs::exists(folder / "tokenizer.tiktoken")) files.push_back(folder / "tokenizer.tiktoken");
     if (job) check_params(SafetensorsFolder(folder), job->config);
-    for (const fs::path& file : files) facts.files[file.filename().string()] = file_hash(file, most_read / std::ssize(files));
+    for (const fs::path& file : files) facts.files[file.filename().string()] = file_hash(file, most_read / std::ssize(files)).substr(0, hash_digits);
   });
-  if (fs::is_regular_file(o.mesh.prompts)) noting(facts, "", [&] { facts.prompts = file_hash(o.mesh.prompts, most_read); });
-  noting(facts, "", [&] { facts.binary = file_hash("/proc/self/exe"); });
+  if (fs::is_regular_file(o.mesh.prompts)) noting(facts, "", [&] { facts.prompts = file_hash(o.mesh.prompts, most_read).substr(0, hash_digits); });
+  noting(facts, "", [&] { facts.binary = file_hash("/proc/self/exe").substr(0, hash_digits); });
 }
 
 // Rank 0's look at the rows: can they be served, how many and how long are they, how much will be written?
@@ -74,7 +75,7 @@ void look_at_rows(Facts& facts, const GenerateCommandOptions& o, const Job& job)
       first_error = fmt::format("row {}: {}", rows, row.text.error);
     }
   }
-  const std::int64_t parsed = std::min<std::int64_t>(rows, rows_parsed);
+  const std::int64_t parsed = std::min(rows, rows_parsed);
   if (bad == parsed) facts.errors.push_back(fmt::format("none of the first {} rows can be served: {}", parsed, first_error));
   if (bad > 0 && bad < parsed) facts.warnings.push_back(fmt::format("{} of the first {} rows cannot be served, and come out as error lines: {}", bad, parsed, first_error));
   std::error_code none;
@@ -131,19 +132,17 @@ void look_at_output(Facts& facts, const GenerateCommandOptions* o, const Job* jo
       check(!o->prompt.empty() || fs::is_regular_file(o->mesh.prompts), "--prompts {}: is read again when the job goes on, and must be a file for --output {}", o->mesh.prompts.string(), file.string());
       if (job) look_at_earlier(facts, *o, *job);
     });
-    noting(facts, ". Rank 0 must be able to write there", [&] {
+    try {
       probe = std::make_unique<Probe>(file);
       struct statvfs disk = {};
       if (::statvfs((file.has_parent_path() ? file.parent_path() : fs::path(".")).c_str(), &disk) == 0) facts.output_free = static_cast<std::int64_t>(disk.f_bavail * disk.f_frsize);
       text = fmt::format("{:>65536}", fmt::format("{} {}", ::getpid(), std::chrono::steady_clock::now().time_since_epoch().count()));
-      try {
-        probe->fill(text);
-      } catch (const Error&) {
-        text.clear();
-        if (errno != ENOSPC) throw;
-        facts.output_free = 0;
-      }
-    });
+      probe->fill(text);
+    } catch (const Error&) {
+      facts.errors.push_back(fmt::format("--output {}: files beside it cannot be written: {}. Make room, or write elsewhere", file.string(), std::strerror(errno)));
+      text.clear();
+      facts.output_free = -1;
+    }
   }
   broadcast_bytes(ranks, text);
   if (!text.empty() && ranks.rank() != 0 && o) {
@@ -175,26 +174,27 @@ double clock_ahead(Communicator& ranks) {
   return ranks.rank() == 0 ? 0 : ahead;
 }
 
-void print_table(std::span<const Facts> all, const GenerateCommandOptions* o) {
+std::string counted(std::size_t n, std::string_view what) { return fmt::format("{} {}{}", n, what, n == 1 ? "" : "s"); }
+
+void print_table(std::span<const Facts> all, const GenerateCommandOptions& o) {
   const Facts& first = all[0];
   std::map<int, std::vector<const Facts*>> hosts;
   for (const Facts& f : all) hosts[f.host].push_back(&f);
-  fmt::print("kvmesh {} (build {}), {}: {} rank{} on {} host{}\n", first.version, first.build, first.mpi, all.size(), all.size() == 1 ? "" : "s", hosts.size(), hosts.size() == 1 ? "" : "s");
+  fmt::print("kvmesh {} (build {}), {}: {} on {}\n", first.version, first.build, first.mpi, counted(all.size(), "rank"), counted(hosts.size(), "host"));
   for (const auto& [host, ranks] : hosts) {
     std::set<int> cpus;
     std::set<std::string> devices;
-    int threads = 0;
+    std::size_t threads = 0;
     for (const Facts* f : ranks) {
       cpus.insert(f->cpus.begin(), f->cpus.end());
       if (!f->device.empty()) devices.insert(f->device);
-      threads += std::max(0, f->threads);
+      threads += static_cast<std::size_t>(std::max(0, f->threads));
     }
-    fmt::print("  {}: {} rank{}, {} threads on {} cores, {}, {} of memory left", ranks[0]->host_name, ranks.size(), ranks.size() == 1 ? "" : "s", threads, cpus.size(),
-               devices.empty() ? "no device" : fmt::format("{}", fmt::join(devices, " and ")), size_text(ranks[0]->available));
-    if (!ranks[0]->gpus.empty()) fmt::print(", {} GPUs", ranks[0]->gpus.size());
-    fmt::print("\n");
+    fmt::print("  {}: {}, {} on {}, {}, {} of memory left{}\n", ranks[0]->host_name, counted(ranks.size(), "rank"), counted(threads, "thread"), counted(cpus.size(), "core"),
+               devices.empty() ? "no device" : fmt::format("{}", fmt::join(devices, " and ")), size_text(ranks[0]->available),
+               ranks[0]->gpus.empty() ? "" : ", " + counted(ranks[0]->gpus.size(), "GPU"));
   }
-  if (first.weights >= 0) fmt::print("  weights {} a host, {} a row of {} tokens, {} rows at once\n", size_text(first.weights), size_text(first.seqlen * first.token_bytes), first.seqlen, o->generate.batch_size);
+  if (first.weights >= 0) fmt::print("  weights {} a host, {} a row of {} tokens, {} rows at once\n", size_text(first.weights), size_text(first.seqlen * first.token_bytes), first.seqlen, o.generate.batch_size);
   if (first.rows >= 0) fmt::print("  {} completions to make, of up to {} tokens with their prompt\n", first.rows, first.row_tokens);
   if (first.output_free >= 0) fmt::print("  {} free for --output, up to {} needed\n", size_text(first.output_free), size_text(std::max<std::int64_t>(0, first.output_bytes)));
 }
@@ -225,7 +225,7 @@ int doctor_command(std::span<const std::string> args, ProcessGroup& group) {
   const std::vector<Facts> all = gather(facts, ranks);
   const std::vector<Finding> found = findings(all);
   const bool speaks = first && (group.size() > 1 || facts.told_rank <= 0);
-  if (speaks) print_table(all, options ? &*options : nullptr);
+  if (speaks && options) print_table(all, *options);
   if (speaks && found.empty()) fmt::print("all is well\n");
   on_first_rank(ranks, [&] {
     if (std::fflush(stdout) != 0) io_failed("standard output");

@@ -17,7 +17,6 @@ constexpr std::int64_t shm_a_rank = 8 * mebibyte;          // what Open MPI's sh
 constexpr std::int64_t locked_enough = 64 * mebibyte;      // for InfiniBand's buffers
 constexpr std::int64_t files_beside = 32;                  // files that a rank opens besides a connection to every other
 constexpr double clocks_agree = 1;                         // seconds
-constexpr std::int64_t disk_full = mebibyte;
 
 class Judge {
  public:
@@ -172,7 +171,7 @@ class Judge {
       if (!f->nccl_interface.empty() && !usable(*f, false)) absent[f->nccl_interface].push_back(f);
     }
     for (const auto& [variable, ranks] : absent) {
-      findings_.push_back({gpus, fmt::format("NCCL_SOCKET_IFNAME={} names no interface that is up on {}, which has {}: name one of these, or unset it{}", variable, names(ranks),
+      findings_.push_back({gpus, fmt::format("NCCL_SOCKET_IFNAME={} names no interface of {} ({} are up): name one of these, or unset it{}", variable, names(ranks),
                                              fmt::join(ranks[0]->interfaces, ", "), gpus ? "" : " (NCCL is for GPUs)")});
     }
     if (hosts_.size() < 2 || !absent.empty()) return;
@@ -197,8 +196,8 @@ class Judge {
       for (const Facts* f : confined) threads += std::max(f->threads, 0);
       if (threads / cores <= worst) return;
       worst = threads / cores;
-      text = fmt::format("{} {} {} thread{} on {:.3g} core{}{}: give --threads, start fewer ranks, or bind them otherwise", names(confined), confined.size() == 1 ? "has" : "have together", threads,
-                         threads == 1 ? "" : "s", cores, cores == 1 ? "" : "s", of);
+      text = fmt::format("{} {} {} thread{} on {:.3g} core{}{}: start fewer ranks, give them fewer --threads, or bind them otherwise", names(confined), confined.size() == 1 ? "has" : "have together",
+                         threads, threads == 1 ? "" : "s", cores, cores == 1 ? "" : "s", of);
     };
     for (const std::vector<int>& set : sets) {
       Ranks confined;
@@ -241,12 +240,14 @@ class Judge {
             size_text(available));
       return;
     }
-    // Only what rows fill is touched, so that how long they can become decides.
-    const bool prompts_known = first.rows >= 0;
-    const std::int64_t rows = prompts_known ? std::min(places, first.rows) : places, tokens = prompts_known ? std::min(one.seqlen, first.row_tokens) : one.seqlen;
-    if (const std::int64_t cache = rows * tokens * one.token_bytes; fixed + cache > available) {
-      findings_.push_back({prompts_known, fmt::format("{}: {} rows of up to {} tokens need {} of memory with weights and workspaces, and {} are left: use a smaller --batch-size or more hosts", one.host_name,
-                                                      rows, tokens, size_text(fixed + cache), size_text(available))});
+    // Of the cache only what rows fill is touched.
+    const std::int64_t rows = std::min(places, first.rows), known = fixed + rows * std::min(one.seqlen, first.row_tokens) * one.token_bytes, most = fixed + places * one.seqlen * one.token_bytes;
+    if (first.rows >= 0 && known > available) {
+      error("{}: {} rows of up to {} tokens need {} of memory with weights and workspaces, and {} are left: use a smaller --batch-size or more hosts", one.host_name, rows,
+            std::min(one.seqlen, first.row_tokens), size_text(known), size_text(available));
+    } else if (most > available) {
+      warning("{}: {} rows would need {} of memory if all came to {} tokens, and {} are left: use a smaller --batch-size or more hosts", one.host_name, places, size_text(most), one.seqlen,
+              size_text(available));
     }
   }
 
@@ -281,9 +282,7 @@ class Judge {
 
   void output() {
     const Facts& f = *all_[0];
-    if (f.output_free >= 0 && f.output_free < disk_full) {
-      error("rank 0 on {}: the disk of --output is full, {} are free: make room, or write elsewhere", f.host_name, size_text(f.output_free));
-    } else if (f.output_free >= 0 && f.output_bytes > f.output_free) {
+    if (f.output_free >= 0 && f.output_bytes > f.output_free) {
       warning("rank 0 on {}: journal and output may need up to {} together, and {} are free: make room, or write elsewhere", f.host_name, size_text(f.output_bytes), size_text(f.output_free));
     }
     if (const Ranks blind = such([](const Facts& r) { return !r.sees_output; }); !blind.empty()) {
