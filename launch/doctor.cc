@@ -230,7 +230,7 @@ int doctor_command(std::span<const std::string> args, ProcessGroup& group) {
   on_first_rank(ranks, [&] {
     if (std::fflush(stdout) != 0) io_failed("standard output");
   });
-  return tell(found, facts) ? 0 : 1;
+  return tell(found, Severity::note, facts) ? 0 : 1;
 }
 
 }  // namespace kvmesh

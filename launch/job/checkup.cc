@@ -40,12 +40,13 @@ std::vector<Facts> gather(const Facts& facts, Communicator& ranks) {
   return all;
 }
 
-bool tell(std::span<const Finding> findings, const Facts& facts) {
+bool tell(std::span<const Finding> findings, Severity from, const Facts& facts) {
+  constexpr const char* names[] = {"note", "warning", "error"};
   const bool speaks = facts.rank == 0 && (facts.size > 1 || facts.told_rank <= 0);
   bool well = true;
   for (const Finding& f : findings) {
-    if (speaks) fmt::print(stderr, "kvmesh: {}: {}\n", f.error ? "error" : "warning", f.text);
-    well = well && !f.error;
+    if (speaks && f.severity >= from) fmt::print(stderr, "kvmesh: {}: {}\n", names[static_cast<int>(f.severity)], f.text);
+    well = well && f.severity != Severity::error;
   }
   if (!well && facts.size == 1 && !speaks) std::this_thread::sleep_for(std::chrono::seconds(1));  // mpirun ends all when one leaves
   return well;
@@ -54,7 +55,7 @@ bool tell(std::span<const Finding> findings, const Facts& facts) {
 bool check_up(const GenerateCommandOptions& o, const Job& job, ProcessGroup& group) {
   Facts facts = look_around(group);
   add_job(facts, o, job, group);
-  return tell(findings(gather(facts, group.world())), facts);
+  return tell(findings(gather(facts, group.world())), Severity::warning, facts);
 }
 
 }  // namespace kvmesh

@@ -40,18 +40,18 @@ class Judge {
     limits();
     clocks();
     output();
-    std::stable_partition(findings_.begin(), findings_.end(), [](const Finding& f) { return f.error; });
+    std::stable_sort(findings_.begin(), findings_.end(), [](const Finding& a, const Finding& b) { return a.severity > b.severity; });
     return std::move(findings_);
   }
 
  private:
   template <typename... Args>
   void error(fmt::format_string<Args...> format, Args&&... args) {
-    findings_.push_back({true, fmt::format(format, std::forward<Args>(args)...)});
+    findings_.push_back({Severity::error, fmt::format(format, std::forward<Args>(args)...)});
   }
   template <typename... Args>
   void warning(fmt::format_string<Args...> format, Args&&... args) {
-    findings_.push_back({false, fmt::format(format, std::forward<Args>(args)...)});
+    findings_.push_back({Severity::warning, fmt::format(format, std::forward<Args>(args)...)});
   }
 
   std::string names(const Ranks& ranks) const { return names_of(ranks, all_.size()); }
@@ -63,12 +63,12 @@ class Judge {
 
   // What ranks have noted themselves, once for all that noted the same.
   void found_while_looking() {
-    for (const bool is_error : {true, false}) {
+    for (const Severity severity : {Severity::error, Severity::warning}) {
       std::map<std::string, Ranks> texts;
       for (const Facts* f : all_) {
-        for (const std::string& text : is_error ? f->errors : f->warnings) texts[text].push_back(f);
+        for (const std::string& text : severity == Severity::error ? f->errors : f->warnings) texts[text].push_back(f);
       }
-      for (const auto& [text, ranks] : texts) findings_.push_back({is_error, fmt::format("{}: {}", names(ranks), text)});
+      for (const auto& [text, ranks] : texts) findings_.push_back({severity, fmt::format("{}: {}", names(ranks), text)});
     }
   }
 
@@ -83,7 +83,7 @@ class Judge {
   }
 
   // Finds ranks with another value than the others'; ranks without one do not count.
-  void same(bool is_error, const std::string& what, const char* todo, const std::function<std::string(const Facts&)>& value) {
+  void same(Severity severity, const std::string& what, const char* todo, const std::function<std::string(const Facts&)>& value) {
     std::map<std::string, Ranks> values;
     for (const Facts* f : all_) {
       if (std::string v = value(*f); !v.empty()) values[std::move(v)].push_back(f);
@@ -91,17 +91,17 @@ class Judge {
     if (values.size() < 2) return;
     std::vector<std::string> groups;
     for (const auto& [v, ranks] : values) groups.push_back(fmt::format("{} on {}", v, names(ranks)));
-    findings_.push_back({is_error, fmt::format("{} differs: {}. {}", what, fmt::join(groups, "; "), todo)});
+    findings_.push_back({severity, fmt::format("{} differs: {}. {}", what, fmt::join(groups, "; "), todo)});
   }
 
   // The names are those of any rank's map; who has a map without the name has "none".
-  void same_names(bool is_error, const std::string& what, const char* todo, std::map<std::string, std::string> Facts::*map) {
+  void same_names(Severity severity, const std::string& what, const char* todo, std::map<std::string, std::string> Facts::*map) {
     std::set<std::string> names;
     for (const Facts* f : all_) {
       for (const auto& [name, value] : f->*map) names.insert(name);
     }
     for (const std::string& name : names) {
-      same(is_error, what + name, todo, [&](const Facts& f) {
+      same(severity, what + name, todo, [&](const Facts& f) {
         const auto found = (f.*map).find(name);
         return found != (f.*map).end() ? found->second : (f.*map).empty() ? "" : "none";
       });
@@ -109,15 +109,15 @@ class Judge {
   }
 
   void sameness() {
-    same(true, "the program", "Install the same build of kvmesh on every host", [](const Facts& f) { return fmt::format("{} (build {})", f.version, f.build); });
+    same(Severity::error, "the program", "Install the same build of kvmesh on every host", [](const Facts& f) { return fmt::format("{} (build {})", f.version, f.build); });
     const bool one_build = std::all_of(all_.begin(), all_.end(), [&](const Facts* f) { return f->build == all_[0]->build; });
-    if (one_build) same(true, "the program's file", "Install the same build of kvmesh on every host", [](const Facts& f) { return f.binary; });
-    same(false, "MPI", "Install the same MPI on every host", [](const Facts& f) { return f.mpi; });
-    same(true, "the device", "Rows computed by one and by the other would differ in bits: use hosts of one kind, or set KVMESH_CPU_ISA to what all CPUs have", [](const Facts& f) { return f.device; });
-    same_names(true, "--", "Give all ranks the same options and the same --config FILE", &Facts::options);
-    same_names(true, "the checkpoint's ", "Copy the checkpoint again, or use a shared file system", &Facts::files);
-    same(false, "the prompts' file", "Only rank 0's is read; a job that goes on with rank 0 elsewhere would be refused", [](const Facts& f) { return f.prompts; });
-    if (on_gpus()) same_names(false, "the variable ", "NCCL wants it alike on all ranks: pass it on with mpirun -x, or export it in the batch script", &Facts::nccl);
+    if (one_build) same(Severity::error, "the program's file", "Install the same build of kvmesh on every host", [](const Facts& f) { return f.binary; });
+    same(Severity::warning, "MPI", "Install the same MPI on every host", [](const Facts& f) { return f.mpi; });
+    same(Severity::error, "the device", "Rows computed by one and by the other would differ in bits: use hosts of one kind, or set KVMESH_CPU_ISA to what all CPUs have", [](const Facts& f) { return f.device; });
+    same_names(Severity::error, "--", "Give all ranks the same options and the same --config FILE", &Facts::options);
+    same_names(Severity::error, "the checkpoint's ", "Copy the checkpoint again, or use a shared file system", &Facts::files);
+    same(Severity::warning, "the prompts' file", "Only rank 0's is read; a job that goes on with rank 0 elsewhere would be refused", [](const Facts& f) { return f.prompts; });
+    if (on_gpus()) same_names(Severity::warning, "the variable ", "NCCL wants it alike on all ranks: pass it on with mpirun -x, or export it in the batch script", &Facts::nccl);
   }
 
   bool on_gpus() const {
@@ -160,9 +160,9 @@ class Judge {
     return named != unwanted;
   }
 
-  // Wrong for NCCL only, so that a job on CPUs is merely told.
   void network() {
     const bool gpus = on_gpus();
+    const Severity severity = gpus ? Severity::error : Severity::note;
     const auto usable = [](const Facts& f, bool other_hosts) {
       return std::any_of(f.interfaces.begin(), f.interfaces.end(), [&](const std::string& i) { return (f.nccl_interface.empty() || allows(f.nccl_interface, i)) && !(other_hosts && i == "lo"); });
     };
@@ -171,12 +171,12 @@ class Judge {
       if (!f->nccl_interface.empty() && !usable(*f, false)) absent[f->nccl_interface].push_back(f);
     }
     for (const auto& [variable, ranks] : absent) {
-      findings_.push_back({gpus, fmt::format("NCCL_SOCKET_IFNAME={} names no interface of {} ({} are up): name one of these, or unset it{}", variable, names(ranks),
+      findings_.push_back({severity, fmt::format("NCCL_SOCKET_IFNAME={} names no interface of {} ({} are up): name one of these, or unset it{}", variable, names(ranks),
                                              fmt::join(ranks[0]->interfaces, ", "), gpus ? "" : " (NCCL is for GPUs)")});
     }
     if (hosts_.size() < 2 || !absent.empty()) return;
     if (const Ranks shut = such([&](const Facts& f) { return !usable(f, true); }); !shut.empty() && (gpus || !shut[0]->nccl_interface.empty())) {
-      findings_.push_back({gpus, fmt::format("NCCL would have only the loopback interface on {}, and cannot reach other hosts: set NCCL_SOCKET_IFNAME to an interface that all hosts share", names(shut))});
+      findings_.push_back({severity, fmt::format("NCCL would have only the loopback interface on {}, and cannot reach other hosts: set NCCL_SOCKET_IFNAME to an interface that all hosts share", names(shut))});
     }
   }
 
@@ -189,13 +189,18 @@ class Judge {
       used.insert(f->cpus.begin(), f->cpus.end());
     }
     sets.insert({used.begin(), used.end()});
+    int offered = 0;
+    for (const Facts* f : ranks) offered = std::max(offered, f->launcher_cpus);
     double worst = 1;
+    Severity severity = Severity::note;
     std::string text;
     const auto judge = [&](const Ranks& confined, double cores, const char* of) {
       int threads = 0;
       for (const Facts* f : confined) threads += std::max(f->threads, 0);
       if (threads / cores <= worst) return;
       worst = threads / cores;
+      // More ranks than cores, with a thread each, is what launch/mpirun expects.
+      severity = threads == static_cast<int>(confined.size()) && cores >= offered ? Severity::note : Severity::warning;
       text = fmt::format("{} {} {} thread{} on {:.3g} core{}{}: start fewer ranks, give them fewer --threads, or bind them otherwise", names(confined), confined.size() == 1 ? "has" : "have together",
                          threads, threads == 1 ? "" : "s", cores, cores == 1 ? "" : "s", of);
     };
@@ -209,10 +214,7 @@ class Judge {
     for (const auto& [group, members] : groups) {
       if (members[0]->quota > 0) judge(members, members[0]->quota, " (their cgroup's quota)");
     }
-    if (!text.empty()) findings_.push_back({false, text});
-
-    int offered = 0;
-    for (const Facts* f : ranks) offered = std::max(offered, f->launcher_cpus);
+    if (!text.empty()) findings_.push_back({severity, text});
     if (ranks[0]->told_size > 0 && static_cast<int>(used.size()) < offered) {
       const bool one = std::all_of(ranks.begin(), ranks.end(), [](const Facts* f) { return f->cpus.size() == 1; });
       warning("{} {} bound to {}{} of the {} cores that the launcher may use: start with launch/mpirun or --bind-to none (srun: --cpu-bind=none, or --cpus-per-task)", names(ranks),

@@ -9,12 +9,18 @@
 
 namespace kvmesh {
 
-struct Finding {
-  bool error = false;  ///< the job would fail or its output could not be relied on; else it would only be slow, or in danger
-  std::string text;    ///< one line: what, which ranks and hosts, and what to do
+enum class Severity {
+  note,     ///< may be meant so; generate does not mention it
+  warning,  ///< the job would be slow, or in danger
+  error,    ///< the job would fail, or its output could not be relied on
 };
 
-/// Errors first. `ranks` by rank. A function of the facts alone.
+struct Finding {
+  Severity severity;
+  std::string text;  ///< one line: what, which ranks and hosts, and what to do
+};
+
+/// The worst first. `ranks` by rank. A function of the facts alone.
 std::vector<Finding> findings(std::span<const Facts> ranks);
 
 /// "ranks 0-2, 5 on h1, rank 3 on h2"; "all ranks" where they are more than one and all of `size`.

@@ -64,17 +64,17 @@ std::vector<Facts> on_gpus() {
 }
 
 // Exactly one finding, of that kind, with all parts in its text.
-void expect_one(const std::vector<Facts>& facts, bool error, std::initializer_list<const char*> parts) {
+void expect_one(const std::vector<Facts>& facts, Severity severity, std::initializer_list<const char*> parts) {
   const std::vector<Finding> found = findings(facts);
   ASSERT_EQ(found.size(), 1u) << (found.empty() ? "" : found[0].text + "\n" + found.back().text);
-  EXPECT_EQ(found[0].error, error) << found[0].text;
+  EXPECT_EQ(found[0].severity, severity) << found[0].text;
   EXPECT_EQ(found[0].text.find('\n'), std::string::npos);
   for (const char* part : parts) EXPECT_NE(found[0].text.find(part), std::string::npos) << part << " is not in: " << found[0].text;
 }
 
-void plant(const std::function<void(std::vector<Facts>&)>& fault, bool error, std::initializer_list<const char*> parts, std::vector<Facts> facts = healthy()) {
+void plant(const std::function<void(std::vector<Facts>&)>& fault, Severity severity, std::initializer_list<const char*> parts, std::vector<Facts> facts = healthy()) {
   fault(facts);
-  expect_one(facts, error, parts);
+  expect_one(facts, severity, parts);
 }
 
 TEST(Findings, NoneWhereAllIsWell) {
@@ -102,17 +102,17 @@ TEST(Findings, FactsTravelAsBytes) {
 TEST(Findings, RanksThatThinkTheyAreAlone) {
   Facts alone = healthy()[0];
   alone.size = 1;
-  expect_one({alone}, true, {"OMPI_COMM_WORLD_SIZE says 8", "brought 1 together", "--mpi=pmix"});
+  expect_one({alone}, Severity::error, {"OMPI_COMM_WORLD_SIZE says 8", "brought 1 together", "--mpi=pmix"});
   alone.told_size = -1;
   EXPECT_TRUE(findings({{alone}}).empty());
   alone.slurm_tasks = 8;
-  expect_one({alone}, false, {"8 tasks", "srun"});
+  expect_one({alone}, Severity::warning, {"8 tasks", "srun"});
 }
 
 TEST(Findings, Gpus) {
-  plant([](auto& f) { f[5].gpus = {"h2-GPU-3"}; }, true, {"ranks 5, 7 on h2 would share one GPU (h2-GPU-3)"}, on_gpus());
-  plant([](auto& f) { for (std::size_t r = 0; r < 4; ++r) f[r].gpus = {"h1-GPU-0", "h1-GPU-1"}; }, true, {"h1 has 2 GPUs for 4 ranks", "CUDA_VISIBLE_DEVICES"}, on_gpus());
-  plant([](auto& f) { f[4].gpus = {"h1-GPU-0"}; }, true, {"rank 0 on h1, rank 4 on h2 would share one GPU"}, on_gpus());  // containers of one machine
+  plant([](auto& f) { f[5].gpus = {"h2-GPU-3"}; }, Severity::error, {"ranks 5, 7 on h2 would share one GPU (h2-GPU-3)"}, on_gpus());
+  plant([](auto& f) { for (std::size_t r = 0; r < 4; ++r) f[r].gpus = {"h1-GPU-0", "h1-GPU-1"}; }, Severity::error, {"h1 has 2 GPUs for 4 ranks", "CUDA_VISIBLE_DEVICES"}, on_gpus());
+  plant([](auto& f) { f[4].gpus = {"h1-GPU-0"}; }, Severity::error, {"rank 0 on h1, rank 4 on h2 would share one GPU"}, on_gpus());  // containers of one machine
   std::vector<Facts> own = on_gpus();
   for (Facts& f : own) f.gpus = {f.gpus[static_cast<std::size_t>(3 - f.rank % 4)]};
   EXPECT_TRUE(findings(own).empty()) << "each rank sees its own";
@@ -122,12 +122,13 @@ TEST(Findings, Gpus) {
 }
 
 TEST(Findings, Cores) {
-  plant([](auto& f) { f[2].threads = 4; }, false, {"ranks 0-3 on h1", "10 threads on 8 cores"});
-  plant([](auto& f) { f[6].cpus = {3}; }, false, {"rank 6 on h2", "2 threads on 1 core"});
-  plant([](auto& f) { for (std::size_t r = 4; r < 8; ++r) f[r].cpus = {0, 1}, f[r].launcher_cpus = 2; }, false, {"ranks 4-7 on h2", "8 threads on 2 cores"});
-  plant([](auto& f) { f[4].cpus = f[7].cpus = {0, 1}; }, false, {"ranks 4, 7 on h2", "4 threads on 2 cores"});
-  plant([](auto& f) { for (std::size_t r = 4; r < 8; ++r) f[r].quota = 2.5; }, false, {"ranks 4-7 on h2", "8 threads on 2.5 cores", "quota"});
-  plant([](auto& f) { for (std::size_t r = 0; r < 4; ++r) f[r].cpus = {static_cast<int>(r)}, f[r].threads = 1; }, false, {"ranks 0-3 on h1", "one core each", "4 of the 8 cores", "--bind-to none"});
+  plant([](auto& f) { f[2].threads = 4; }, Severity::warning, {"ranks 0-3 on h1", "10 threads on 8 cores"});
+  plant([](auto& f) { f[6].cpus = {3}; }, Severity::warning, {"rank 6 on h2", "2 threads on 1 core"});
+  plant([](auto& f) { for (std::size_t r = 4; r < 8; ++r) f[r].cpus = {0, 1}, f[r].launcher_cpus = 2; }, Severity::warning, {"ranks 4-7 on h2", "8 threads on 2 cores"});
+  plant([](auto& f) { f[4].cpus = f[7].cpus = {0, 1}; }, Severity::warning, {"ranks 4, 7 on h2", "4 threads on 2 cores"});
+  plant([](auto& f) { for (std::size_t r = 4; r < 8; ++r) f[r].quota = 2.5; }, Severity::warning, {"ranks 4-7 on h2", "8 threads on 2.5 cores", "quota"});
+  plant([](auto& f) { for (std::size_t r = 0; r < 4; ++r) f[r].cpus = {static_cast<int>(r)}, f[r].threads = 1; }, Severity::warning, {"ranks 0-3 on h1", "one core each", "4 of the 8 cores", "--bind-to none"});
+  plant([](auto& f) { for (std::size_t r = 0; r < 4; ++r) f[r].cpus = {0, 1, 2}, f[r].launcher_cpus = 3, f[r].threads = 1; }, Severity::note, {"ranks 0-3 on h1", "4 threads on 3 cores"});
   std::vector<Facts> bound = healthy();  // two cores each: as good as not bound
   for (Facts& f : bound) f.cpus = {f.rank % 4 * 2, f.rank % 4 * 2 + 1};
   EXPECT_TRUE(findings(bound).empty());
@@ -135,67 +136,67 @@ TEST(Findings, Cores) {
 
 TEST(Findings, Network) {
   const auto everywhere = [](const char* value) { return [value](std::vector<Facts>& all) { for (Facts& f : all) f.nccl_interface = value; }; };
-  plant(everywhere("nosuch0"), true, {"NCCL_SOCKET_IFNAME=nosuch0", "all ranks", "eth0, ib0, lo"}, on_gpus());
-  plant(everywhere("nosuch0"), false, {"NCCL_SOCKET_IFNAME=nosuch0"});
-  plant(everywhere("=ib"), true, {"=ib "}, on_gpus());
-  plant(everywhere("^eth,ib,lo"), true, {"^eth,ib,lo "}, on_gpus());
-  plant(everywhere("lo"), true, {"loopback", "all ranks"}, on_gpus());
-  plant(everywhere("^eth,ib"), true, {"loopback"}, on_gpus());
+  plant(everywhere("nosuch0"), Severity::error, {"NCCL_SOCKET_IFNAME=nosuch0", "all ranks", "eth0, ib0, lo"}, on_gpus());
+  plant(everywhere("nosuch0"), Severity::note, {"NCCL_SOCKET_IFNAME=nosuch0"});
+  plant(everywhere("=ib"), Severity::error, {"=ib "}, on_gpus());
+  plant(everywhere("^eth,ib,lo"), Severity::error, {"^eth,ib,lo "}, on_gpus());
+  plant(everywhere("lo"), Severity::error, {"loopback", "all ranks"}, on_gpus());
+  plant(everywhere("^eth,ib"), Severity::error, {"loopback"}, on_gpus());
   for (const char* good : {"eth", "ib0,eth1", "=eth0", "^lo", "^docker,eth"}) {
     std::vector<Facts> all = on_gpus();
     everywhere(good)(all);
     EXPECT_TRUE(findings(all).empty()) << good;
   }
-  plant([](auto& f) { for (std::size_t r = 0; r < 8; ++r) f[r].nccl_interface = "ib0"; for (std::size_t r = 4; r < 8; ++r) f[r].interfaces = {"eth0", "lo"}; }, true, {"ranks 4-7 on h2", "eth0, lo"}, on_gpus());
-  plant([](auto& f) { f[3].nccl.clear(); f[3].nccl["NCCL_DEBUG"] = "INFO"; f[3].nccl["NCCL_ALGO"] = "Ring"; }, false, {"NCCL_DEBUG", "none on", "INFO on rank 3 on h1"}, on_gpus());
+  plant([](auto& f) { for (std::size_t r = 0; r < 8; ++r) f[r].nccl_interface = "ib0"; for (std::size_t r = 4; r < 8; ++r) f[r].interfaces = {"eth0", "lo"}; }, Severity::error, {"ranks 4-7 on h2", "eth0, lo"}, on_gpus());
+  plant([](auto& f) { f[3].nccl.clear(); f[3].nccl["NCCL_DEBUG"] = "INFO"; f[3].nccl["NCCL_ALGO"] = "Ring"; }, Severity::warning, {"NCCL_DEBUG", "none on", "INFO on rank 3 on h1"}, on_gpus());
   EXPECT_TRUE(findings([] { auto all = healthy(); all[3].nccl["NCCL_ALGO"] = "Tree"; return all; }()).empty()) << "without a GPU";
 }
 
 TEST(Findings, WhatShouldBeTheSame) {
-  plant([](auto& f) { f[6].build = "b2"; f[6].binary = "p2"; }, true, {"the program differs", "b2) on rank 6 on h2", "ranks 0-3 on h1, ranks 4-5, 7 on h2"});
-  plant([](auto& f) { for (std::size_t r = 4; r < 8; ++r) f[r].binary = "p2"; }, true, {"the program's file differs", "p1 on ranks 0-3 on h1; p2 on ranks 4-7 on h2"});
-  plant([](auto& f) { f[4].mpi = "Open MPI v5"; }, false, {"MPI differs", "v5 on rank 4"});
-  plant([](auto& f) { f[1].device = "cpu/avx512"; }, true, {"the device differs", "cpu/avx512 on rank 1", "KVMESH_CPU_ISA"});
-  plant([](auto& f) { f[7].options["seed"] = "9"; }, true, {"--seed differs", "9 on rank 7 on h2", "--config"});
-  plant([](auto& f) { f[7].options["prompt (0)"] = "\"a\""; }, true, {"prompt (0) differs", "\"a\" on rank 7", "none on"});
-  plant([](auto& f) { f[7].files["config.json"] = "c2"; }, true, {"config.json differs", "c2 on rank 7"});
-  plant([](auto& f) { for (std::size_t r = 4; r < 8; ++r) f[r].files["model.safetensors"] = "w2"; }, true, {"model.safetensors differs", "w2 on ranks 4-7 on h2"});
-  plant([](auto& f) { f[0].files.erase("tokenizer.tiktoken"); }, true, {"tokenizer.tiktoken differs", "none on rank 0"});
-  plant([](auto& f) { f[5].prompts = "q2"; }, false, {"prompts' file differs", "q2 on rank 5"});
+  plant([](auto& f) { f[6].build = "b2"; f[6].binary = "p2"; }, Severity::error, {"the program differs", "b2) on rank 6 on h2", "ranks 0-3 on h1, ranks 4-5, 7 on h2"});
+  plant([](auto& f) { for (std::size_t r = 4; r < 8; ++r) f[r].binary = "p2"; }, Severity::error, {"the program's file differs", "p1 on ranks 0-3 on h1; p2 on ranks 4-7 on h2"});
+  plant([](auto& f) { f[4].mpi = "Open MPI v5"; }, Severity::warning, {"MPI differs", "v5 on rank 4"});
+  plant([](auto& f) { f[1].device = "cpu/avx512"; }, Severity::error, {"the device differs", "cpu/avx512 on rank 1", "KVMESH_CPU_ISA"});
+  plant([](auto& f) { f[7].options["seed"] = "9"; }, Severity::error, {"--seed differs", "9 on rank 7 on h2", "--config"});
+  plant([](auto& f) { f[7].options["prompt (0)"] = "\"a\""; }, Severity::error, {"prompt (0) differs", "\"a\" on rank 7", "none on"});
+  plant([](auto& f) { f[7].files["config.json"] = "c2"; }, Severity::error, {"config.json differs", "c2 on rank 7"});
+  plant([](auto& f) { for (std::size_t r = 4; r < 8; ++r) f[r].files["model.safetensors"] = "w2"; }, Severity::error, {"model.safetensors differs", "w2 on ranks 4-7 on h2"});
+  plant([](auto& f) { f[0].files.erase("tokenizer.tiktoken"); }, Severity::error, {"tokenizer.tiktoken differs", "none on rank 0"});
+  plant([](auto& f) { f[5].prompts = "q2"; }, Severity::warning, {"prompts' file differs", "q2 on rank 5"});
   std::vector<Facts> seen_by_one = healthy();
   for (std::size_t r = 1; r < 8; ++r) seen_by_one[r].prompts.clear();
   EXPECT_TRUE(findings(seen_by_one).empty()) << "only rank 0 reads the prompts";
 }
 
 TEST(Findings, Memory) {  // of h1: 10 GB of weights, 4 of workspaces, a cache of 4 GB a rank
-  plant([](auto& f) { f[1].available = 13 * gigabyte; }, true, {"h1", "weights and workspaces need 14 GB", "13 GB"});
-  plant([](auto& f) { for (Facts& r : f) r.available = 21 * gigabyte; }, true, {"h1", "16 rows of up to 500 tokens need 22 GB", "--batch-size"}, [] {
+  plant([](auto& f) { f[1].available = 13 * gigabyte; }, Severity::error, {"h1", "weights and workspaces need 14 GB", "13 GB"});
+  plant([](auto& f) { for (Facts& r : f) r.available = 21 * gigabyte; }, Severity::error, {"h1", "16 rows of up to 500 tokens need 22 GB", "--batch-size"}, [] {
     std::vector<Facts> all = healthy();
     for (std::size_t r = 4; r < 8; ++r) all[r].places = 0;
     return all;
   }());
-  plant([](auto& f) { f[5].available = 29 * gigabyte; }, false, {"h2", "16 rows would need 30 GB", "1000 tokens", "29 GB"});
-  plant([](auto& f) { f[5].available = 21 * gigabyte; f[0].rows = -1; }, false, {"h2", "would need 30 GB"});
+  plant([](auto& f) { f[5].available = 29 * gigabyte; }, Severity::warning, {"h2", "16 rows would need 30 GB", "1000 tokens", "29 GB"});
+  plant([](auto& f) { f[5].available = 21 * gigabyte; f[0].rows = -1; }, Severity::warning, {"h2", "would need 30 GB"});
   std::vector<Facts> enough = healthy();
   for (Facts& f : enough) f.available = 30 * gigabyte;
   EXPECT_TRUE(findings(enough).empty());
-  plant([](auto& f) { f[0].rows = 2; for (Facts& r : f) r.available = 21 * gigabyte; for (std::size_t r = 4; r < 8; ++r) f[r].available = -1; }, false, {"16 rows would need"});
+  plant([](auto& f) { f[0].rows = 2; for (Facts& r : f) r.available = 21 * gigabyte; for (std::size_t r = 4; r < 8; ++r) f[r].available = -1; }, Severity::warning, {"16 rows would need"});
 }
 
 TEST(Findings, Limits) {
-  plant([](auto& f) { f[3].address_space = 15 * gigabyte; }, true, {"rank 3 on h1", "15 GB", "16 GB are needed", "ulimit -v"});  // mapped, weights, workspace, cache: 1 + 10 + 1 + 4
-  plant([](auto& f) { f[3].files_limit = 59; }, true, {"rank 3 on h1", "59 files", "may need 60", "ulimit -n"});
-  plant([](auto& f) { f[3].locked_limit = 64 << 10; }, false, {"rank 3 on h1", "66 kB", "InfiniBand"});
-  plant([](auto& f) { for (std::size_t r = 4; r < 8; ++r) f[r].shm_free = 32'000'000; }, false, {"h2", "/dev/shm", "4 ranks"});
+  plant([](auto& f) { f[3].address_space = 15 * gigabyte; }, Severity::error, {"rank 3 on h1", "15 GB", "16 GB are needed", "ulimit -v"});  // mapped, weights, workspace, cache: 1 + 10 + 1 + 4
+  plant([](auto& f) { f[3].files_limit = 59; }, Severity::error, {"rank 3 on h1", "59 files", "may need 60", "ulimit -n"});
+  plant([](auto& f) { f[3].locked_limit = 64 << 10; }, Severity::warning, {"rank 3 on h1", "66 kB", "InfiniBand"});
+  plant([](auto& f) { for (std::size_t r = 4; r < 8; ++r) f[r].shm_free = 32'000'000; }, Severity::warning, {"h2", "/dev/shm", "4 ranks"});
   std::vector<Facts> enough = healthy();
   for (Facts& f : enough) f.address_space = 17 * gigabyte, f.files_limit = 60, f.locked_limit = gigabyte, f.shm_free = 34'000'000;
   EXPECT_TRUE(findings(enough).empty());
 }
 
 TEST(Findings, ClocksAndOutput) {
-  plant([](auto& f) { for (std::size_t r = 4; r < 8; ++r) f[r].clock_ahead = -3.25; }, false, {"ranks 4-7 on h2", "3.2 s behind rank 0's (h1)"});
-  plant([](auto& f) { f[0].output_free = gigabyte / 2; }, false, {"rank 0 on h1", "1.0 GB", "500 MB are free"});
-  plant([](auto& f) { for (std::size_t r = 4; r < 8; ++r) f[r].sees_output = false; }, false, {"ranks 4-7 on h2", "--output", "rank 0 on h1", "shared file system"});
+  plant([](auto& f) { for (std::size_t r = 4; r < 8; ++r) f[r].clock_ahead = -3.25; }, Severity::warning, {"ranks 4-7 on h2", "3.2 s behind rank 0's (h1)"});
+  plant([](auto& f) { f[0].output_free = gigabyte / 2; }, Severity::warning, {"rank 0 on h1", "1.0 GB", "500 MB are free"});
+  plant([](auto& f) { for (std::size_t r = 4; r < 8; ++r) f[r].sees_output = false; }, Severity::warning, {"ranks 4-7 on h2", "--output", "rank 0 on h1", "shared file system"});
 }
 
 TEST(Findings, WhatRanksNotedComesOnceAndErrorsFirst) {
@@ -205,9 +206,9 @@ TEST(Findings, WhatRanksNotedComesOnceAndErrorsFirst) {
   const std::vector<Finding> found = findings(all);
   ASSERT_EQ(found.size(), 2u);
   EXPECT_EQ(found[0].text, "ranks 1-2 on h1, rank 6 on h2: no checkpoint");
-  EXPECT_TRUE(found[0].error);
+  EXPECT_EQ(found[0].severity, Severity::error);
   EXPECT_EQ(found[1].text, "rank 3 on h1: a small thing");
-  EXPECT_FALSE(found[1].error);
+  EXPECT_EQ(found[1].severity, Severity::warning);
 }
 
 TEST(Facts, VisibleGpus) {
