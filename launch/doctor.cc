@@ -24,7 +24,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::chrono::seconds patience{30};               // of a rank for another
+constexpr std::chrono::seconds patience{20};               // of a rank for another
 constexpr std::int64_t most_read = std::int64_t{1} << 30;  // bytes of a checkpoint, and of the prompts' file
 constexpr std::int64_t rows_parsed = 1000;
 constexpr std::size_t hash_digits = 16;  // enough to tell files apart

@@ -82,7 +82,22 @@ int unknown_command(std::span<const std::string> words, ProcessGroup&) {
   fail(Fault::usage, "{} (kvmesh --help lists them)", words.empty() ? "no command" : "unknown command '" + words[0] + "'");
 }
 
+// srun has started several processes and given them no way to find each other. Open MPI would end each of them with a page of its own.
+bool lacks_pmix() {
+  const char* const tasks = std::getenv("SLURM_STEP_NUM_TASKS");
+  return tasks && std::atoi(tasks) > 1 && !std::getenv("OMPI_COMM_WORLD_RANK") && !std::getenv("PMIX_RANK") && !std::getenv("PMI_RANK");
+}
+
 int run_on_mesh(int (*command)(std::span<const std::string>, ProcessGroup&), std::span<const std::string> args, int argc, char** argv) {
+  if (lacks_pmix()) {
+    const char* const rank = std::getenv("SLURM_PROCID");
+    if (rank && std::string_view(rank) == "0") {
+      fmt::print(stderr, "kvmesh: srun has started {} tasks, and each would think it is alone: start them with srun --mpi=pmix\n", std::getenv("SLURM_STEP_NUM_TASKS"));
+    } else {
+      std::this_thread::sleep_for(std::chrono::seconds(1));  // --kill-on-bad-exit would end the one that tells it
+    }
+    return static_cast<int>(Fault::usage);
+  }
   ProcessGroup group(argc, argv, std::chrono::seconds(60));
   int code = 0;
   const auto failure = guarded([&] { code = command(args, group); });

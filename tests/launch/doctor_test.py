@@ -75,7 +75,9 @@ class Doctor(CommandLineTest):
             done = self.start([MPIRUN, "-np", 3, "sh", alone, *self.words("--output", self.path("out.jsonl"), command=command)])
             self.expect(done, 1, ["error", "OMPI_COMM_WORLD_SIZE says 3 ranks", "MPI has brought 1 together", "--mpi=pmix"])
             self.assertFalse(self.path("out.jsonl.journal").exists())
-        self.expect(self.start(["env", "SLURM_STEP_NUM_TASKS=4", "SLURM_PROCID=0", *self.words()]), 1, ["SLURM_STEP_NUM_TASKS says 4"])
+        for command in ("doctor", "generate"):
+            self.expect(self.start(["env", "SLURM_STEP_NUM_TASKS=4", "SLURM_PROCID=0", *self.words(command=command)]), 1, ["4 tasks", "srun --mpi=pmix"])
+            self.expect(self.start(["env", "SLURM_STEP_NUM_TASKS=4", "SLURM_PROCID=3", *self.words(command=command)]), 1)
         self.expect(self.start(["env", "SLURM_NTASKS=4", *self.words()]), 0, ["warning", "4 tasks", "srun --mpi=pmix"])
 
     def test_more_threads_than_cores(self):
