@@ -57,6 +57,8 @@ void look_at_files(Facts& facts, const GenerateCommandOptions& o, const Job* job
 
 // Rank 0's look at the rows: can they be served, how many and how long are they, how much will be written?
 void look_at_rows(Facts& facts, const GenerateCommandOptions& o, const Job& job) {
+  const bool in_file = o.prompt.empty() && fs::is_regular_file(o.mesh.prompts);
+  if (o.prompt.empty() && fs::exists(o.mesh.prompts) && !in_file && !fs::is_directory(o.mesh.prompts)) return;  // a pipe can be read only once
   const std::unique_ptr<Communicator> alone = make_self_communicator();
   LineSource lines = open_lines(o, job, *alone);
   const RowContext context{o.row, job.config, job.tokenizer ? &*job.tokenizer : nullptr};
@@ -78,11 +80,12 @@ void look_at_rows(Facts& facts, const GenerateCommandOptions& o, const Job& job)
   const std::int64_t parsed = std::min(rows, rows_parsed);
   if (bad == parsed) facts.errors.push_back(fmt::format("none of the first {} rows can be served: {}", parsed, first_error));
   if (bad > 0 && bad < parsed) facts.warnings.push_back(fmt::format("{} of the first {} rows cannot be served, and come out as error lines: {}", bad, parsed, first_error));
-  std::error_code none;
-  const auto in_file = static_cast<double>(o.prompt.empty() && fs::is_regular_file(o.mesh.prompts) ? fs::file_size(o.mesh.prompts, none) : 0);
-  const double more = bytes < most_read ? 1 : in_file / static_cast<double>(bytes);  // what was not read is like what was
+  const double more = bytes < most_read || !in_file ? 1 : static_cast<double>(fs::file_size(o.mesh.prompts)) / static_cast<double>(bytes);  // what was not read is like what was
   facts.rows = static_cast<std::int64_t>(static_cast<double>(rows) * more) * o.generate.samples;
   facts.row_tokens = longest;
+  if (o.generate.rng == Rng::jax && (bad > 0 || facts.rows > o.generate.batch_size)) {
+    facts.errors.push_back(fmt::format("--rng jax draws over one batch of good rows, and here are {} for --batch-size {}", facts.rows, o.generate.batch_size));
+  }
   const std::int64_t token_bytes = 12 + (o.generate.logprobs >= 0 ? 14 + 22 * o.generate.logprobs : 0);  // an id, its text, what comes with it
   facts.output_bytes = 2 * facts.rows * (bytes / std::max<std::int64_t>(rows, 1) + 64 + std::min(o.row.max_new_tokens, job.config.seqlen) * token_bytes);
 }
@@ -93,6 +96,7 @@ void look_at_earlier(Facts& facts, const GenerateCommandOptions& o, const Job& j
   if (fs::exists(journal)) {
     const File in(journal, O_RDWR);
     check(::flock(in.fd(), LOCK_SH | LOCK_NB) == 0, "--output {}: another job is writing it. Wait for it, end it, or write elsewhere", file.string());
+    ::flock(in.fd(), LOCK_UN);
     JournalReader reader(in);
     const std::optional<std::string_view> header = reader.header();
     if (o.fresh || !header) return;
@@ -213,8 +217,8 @@ int doctor_command(std::span<const std::string> args, ProcessGroup& group) {
   });
   if (help) return 0;
 
-  std::optional<Job> job;
-  if (options) noting(facts, "", [&] { job.emplace(options->mesh, group); });
+  std::optional<Job> job;  // of all ranks, or none: they build it together
+  if (largest(ranks, !options) == 0) noting(facts, "", [&] { job.emplace(options->mesh, group); });
   group.set_deadline(patience);  // not --comm-timeout: reading a checkpoint may take longer
   if (job) add_job(facts, *options, *job, group);
   if (options) look_at_files(facts, *options, job ? &*job : nullptr);

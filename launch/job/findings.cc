@@ -223,20 +223,16 @@ class Judge {
   }
 
   void memory(const Ranks& ranks) {
-    const auto cuda = [](const Facts* f) { return f->device.starts_with("cuda"); };
-    std::int64_t fixed = 0, places = 0, available = -1;
-    for (const Facts* f : ranks) {
-      if (cuda(f) || f->weights < 0) continue;
-      fixed = std::max(fixed, f->weights);
-      if (f->available >= 0 && (available < 0 || f->available < available)) available = f->available;
-    }
-    if (fixed == 0 || available < 0) return;
-    for (const Facts* f : ranks) {
-      if (cuda(f) || f->weights < 0) continue;
+    Ranks users;
+    std::copy_if(ranks.begin(), ranks.end(), std::back_inserter(users), [](const Facts* f) { return f->weights >= 0 && f->available >= 0 && !f->device.starts_with("cuda"); });
+    if (users.empty()) return;
+    const Facts &one = *users[0], &first = *all_[0];
+    std::int64_t fixed = one.weights, places = 0, available = one.available;
+    for (const Facts* f : users) {
       fixed += f->workspace;
       places += f->places;
+      available = std::min(available, f->available);
     }
-    const Facts &one = *ranks[0], &first = *all_[0];
     if (fixed > available) {
       error("{}: weights and workspaces need {}, and {} of memory are left: use fewer ranks, a smaller batch, --dtype bfloat16, or a host with more memory", one.host_name, size_text(fixed),
             size_text(available));

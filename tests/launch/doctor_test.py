@@ -146,6 +146,9 @@ class Doctor(CommandLineTest):
         for text, code, *parts in (("\n", 1, "error", "no rows"), ('{"text": "a"}\n' * 3, 1, "none of the first 3 rows can be served", "row 0"),
                                    ('{"prompt": "a"}\n{"prompt": ""}\n', 0, "warning", "1 of the first 2 rows", "row 1")):
             self.expect(self.start(self.words(prompts=self.write("bad", text))), code, parts)
+        self.expect(self.start(self.words("--rng", "jax", "--batch-size", 20)), 0)
+        self.expect(self.start(self.words("--rng", "jax", "--batch-size", 19)), 1, ["error", "--rng jax", "20 for --batch-size 19"])
+        self.expect(self.start(self.words(prompts="/dev/null")), 0)
         self.expect(self.start(self.words(prompts=self.path("none"))), 1, [self.path("none"), "No such file"])
 
     # The output
