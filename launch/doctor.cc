@@ -198,7 +198,7 @@ void print_table(std::span<const Facts> all, const GenerateCommandOptions& o) {
                devices.empty() ? "no device" : fmt::format("{}", fmt::join(devices, " and ")), size_text(ranks[0]->available),
                ranks[0]->gpus.empty() ? "" : ", " + counted(ranks[0]->gpus.size(), "GPU"));
   }
-  if (first.weights >= 0) fmt::print("  weights {} a host, {} a row of {} tokens, {} rows at once\n", size_text(first.weights), size_text(first.seqlen * first.token_bytes), first.seqlen, o.generate.batch_size);
+  if (first.weights >= 0) fmt::print("  weights {} a host, {} a row of {} tokens, {} rows at once\n", size_text(first.weights), size_text(first.row_bytes + first.seqlen * first.token_bytes), first.seqlen, o.generate.batch_size);
   if (first.rows >= 0) fmt::print("  {} completions to make, of up to {} tokens with their prompt\n", first.rows, first.row_tokens);
   if (first.output_free >= 0) fmt::print("  {} free for --output, up to {} needed\n", size_text(first.output_free), size_text(std::max<std::int64_t>(0, first.output_bytes)));
 }

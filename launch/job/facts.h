@@ -42,8 +42,9 @@ struct Facts {
   std::int64_t locked_limit = -1;      ///< ulimit -l in bytes if there is one and the host has InfiniBand
   std::int64_t files_limit = -1, files_open = -1;       ///< ulimit -n
   std::int64_t weights = -1;           ///< bytes, once a host
-  std::int64_t workspace = -1;         ///< bytes of this rank, with its rows' logits
-  std::int64_t token_bytes = -1, places = -1, seqlen = -1;  ///< bytes of a cached token; rows of this rank at once; the longest row
+  std::int64_t workspace = -1;         ///< bytes of this rank, however many rows it has
+  std::int64_t row_bytes = -1, token_bytes = -1;        ///< more for a row, and for each token of it
+  std::int64_t places = -1, seqlen = -1;                ///< rows of this rank at once; tokens of the longest
 
   double clock_ahead = 0;              ///< seconds before rank 0's clock
   bool sees_output = true;             ///< the file that rank 0 wrote beside the output

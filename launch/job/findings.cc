@@ -222,6 +222,8 @@ class Judge {
     }
   }
 
+  static std::int64_t row_of(const Facts& f, std::int64_t tokens) { return f.row_bytes + tokens * f.token_bytes; }
+
   void memory(const Ranks& ranks) {
     Ranks users;
     std::copy_if(ranks.begin(), ranks.end(), std::back_inserter(users), [](const Facts* f) { return f->weights >= 0 && f->available >= 0 && !f->device.starts_with("cuda"); });
@@ -234,15 +236,16 @@ class Judge {
       available = std::min(available, f->available);
     }
     if (fixed > available) {
-      error("{}: weights and workspaces need {}, and {} of memory are left: use fewer ranks, a smaller batch, --dtype bfloat16, or a host with more memory", one.host_name, size_text(fixed),
+      error("{}: weights and workspaces need {}, and {} of memory are left: use fewer ranks, --dtype bfloat16, or a host with more memory", one.host_name, size_text(fixed),
             size_text(available));
       return;
     }
-    // Of the cache only what rows fill is touched.
-    const std::int64_t rows = std::min(places, first.rows), known = fixed + rows * std::min(one.seqlen, first.row_tokens) * one.token_bytes, most = fixed + places * one.seqlen * one.token_bytes;
+    // Of caches and logits only what rows fill is touched.
+    const std::int64_t rows = std::min(places, first.rows), tokens = std::min(one.seqlen, first.row_tokens);
+    const std::int64_t known = fixed + rows * row_of(one, tokens), most = fixed + places * row_of(one, one.seqlen);
     if (first.rows >= 0 && known > available) {
-      error("{}: {} rows of up to {} tokens need {} of memory with weights and workspaces, and {} are left: use a smaller --batch-size or more hosts", one.host_name, rows,
-            std::min(one.seqlen, first.row_tokens), size_text(known), size_text(available));
+      error("{}: {} rows of up to {} tokens need {} of memory with weights and workspaces, and {} are left: use a smaller --batch-size or more hosts", one.host_name, rows, tokens, size_text(known),
+            size_text(available));
     } else if (most > available) {
       warning("{}: {} rows would need {} of memory if all came to {} tokens, and {} are left: use a smaller --batch-size or more hosts", one.host_name, places, size_text(most), one.seqlen,
               size_text(available));
@@ -250,7 +253,7 @@ class Judge {
   }
 
   void limits() {
-    const auto needed = [](const Facts& f) { return f.mapped + std::max<std::int64_t>(0, f.weights) + std::max<std::int64_t>(0, f.workspace) + std::max<std::int64_t>(0, f.places * f.seqlen * f.token_bytes); };
+    const auto needed = [](const Facts& f) { return f.mapped + f.weights + f.workspace + f.places * row_of(f, f.seqlen); };
     const auto connections = [](const Facts& f) { return f.files_open + f.size + files_beside; };
     if (const Ranks r = such([&](const Facts& f) { return f.address_space >= 0 && f.weights >= 0 && !f.device.starts_with("cuda") && needed(f) > f.address_space; }); !r.empty()) {
       error("the address space of {} is limited to {} (ulimit -v), and {} are needed: ulimit -v unlimited", names(r), size_text(r[0]->address_space), size_text(needed(*r[0])));

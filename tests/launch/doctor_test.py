@@ -2,13 +2,15 @@
 
 import fcntl
 import json
+import math
 import os
 import shutil
+import struct
 import subprocess
 import unittest
 from pathlib import Path
 
-from command_line import KVMESH, MPIRUN, CommandLineTest, config_of, random_weights, run_tests, write_checkpoint
+from command_line import KVMESH, MPIRUN, CommandLineTest, config_of, random_weights, run_tests, shapes_of, write_checkpoint, write_tokenizer
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -235,9 +237,22 @@ class Doctor(CommandLineTest):
 
     def test_a_cgroup_with_little_memory(self):
         before = self.limited("memory", {"memory.limit_in_bytes": "800M"}, {"memory.max": "800M"})
+        config = config_of(1536, 8, kv_heads=2)
+        large = self.path("large")
+        large.mkdir()
+        (large / "config.json").write_text(json.dumps(config))
+        header, end = {}, 0
+        for name, shape in shapes_of(config).items():
+            begin, end = end, end + 4 * math.prod(shape)
+            header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+        text = json.dumps(header).encode()
+        with open(large / "model.safetensors", "wb") as f:
+            f.write(struct.pack("<Q", len(text)) + text)
+            f.truncate(8 + len(text) + end)  # zeros that take no room
+        write_tokenizer(large / "tokenizer.tiktoken")
         for command in ("doctor", "generate"):
-            done = self.start([*before, *self.words("--batch-size", 1000000, command=command)])
-            self.expect(done, 1, ["error", "weights and workspaces need 1.1 GB", "are left"])
+            done = self.start([*before, *self.words(checkpoint=large, command=command)])
+            self.expect(done, 1, ["error", "weights and workspaces need 9", "are left"])
         rows = self.write("rows", '{"prompt": "the the the the", "max_new_tokens": 31}\n' * 130000)
         done = self.start([MPIRUN, "-np", 1, *before, *self.words("--batch-size", 130000, prompts=rows)])
         self.expect(done, 1, ["error", "130000 rows of up to 32 tokens need 1.2 GB"])

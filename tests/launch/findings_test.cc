@@ -46,7 +46,8 @@ std::vector<Facts> healthy() {
     f.files_open = 20;
     f.weights = 10 * gigabyte;
     f.workspace = gigabyte;
-    f.token_bytes = 1'000'000;
+    f.row_bytes = 100'000'000;
+    f.token_bytes = 900'000;
     f.places = 4;
     f.seqlen = 1000;
   }
@@ -126,6 +127,8 @@ TEST(Findings, Cores) {
   plant([](auto& f) { f[6].cpus = {3}; }, Severity::warning, {"rank 6 on h2", "2 threads on 1 core"});
   plant([](auto& f) { for (std::size_t r = 4; r < 8; ++r) f[r].cpus = {0, 1}, f[r].launcher_cpus = 2; }, Severity::warning, {"ranks 4-7 on h2", "8 threads on 2 cores"});
   plant([](auto& f) { f[4].cpus = f[7].cpus = {0, 1}; }, Severity::warning, {"ranks 4, 7 on h2", "4 threads on 2 cores"});
+  plant([](auto& f) { f[4].cpus = f[5].cpus = {0, 1}, f[6].cpus = {1}; }, Severity::warning, {"ranks 4-6 on h2", "6 threads on 2 cores"});
+  plant([](auto& f) { f[4].cpus = f[5].cpus = {0}, f[4].threads = f[5].threads = 1; }, Severity::warning, {"ranks 4-5 on h2", "2 threads on 1 core"});
   plant([](auto& f) { for (std::size_t r = 4; r < 8; ++r) f[r].quota = 2.5; }, Severity::warning, {"ranks 4-7 on h2", "8 threads on 2.5 cores", "quota"});
   plant([](auto& f) { for (std::size_t r = 0; r < 4; ++r) f[r].cpus = {static_cast<int>(r)}, f[r].threads = 1; }, Severity::warning, {"ranks 0-3 on h1", "one core each", "4 of the 8 cores", "--bind-to none"});
   plant([](auto& f) { for (std::size_t r = 0; r < 4; ++r) f[r].cpus = {0, 1, 2}, f[r].launcher_cpus = 3, f[r].threads = 1; }, Severity::note, {"ranks 0-3 on h1", "4 threads on 3 cores"});
@@ -170,7 +173,7 @@ TEST(Findings, WhatShouldBeTheSame) {
 
 TEST(Findings, Memory) {  // of h1: 10 GB of weights, 4 of workspaces, a cache of 4 GB a rank
   plant([](auto& f) { f[1].available = 13 * gigabyte; }, Severity::error, {"h1", "weights and workspaces need 14 GB", "13 GB"});
-  plant([](auto& f) { for (Facts& r : f) r.available = 21 * gigabyte; }, Severity::error, {"h1", "16 rows of up to 500 tokens need 22 GB", "--batch-size"}, [] {
+  plant([](auto& f) { for (Facts& r : f) r.available = 21 * gigabyte; }, Severity::error, {"h1", "16 rows of up to 500 tokens need 23 GB", "--batch-size"}, [] {
     std::vector<Facts> all = healthy();
     for (std::size_t r = 4; r < 8; ++r) all[r].places = 0;
     return all;
