@@ -31,7 +31,6 @@ void add_job(Facts& facts, const GenerateCommandOptions& o, const Job& job, cons
   facts.options["prefill-chunk"] = std::to_string(o.generate.prefill_chunk);
   facts.options["static-batches"] = o.generate.static_batches ? "on" : "off";
   facts.options["sync"] = o.generate.sync == Sync::tokens ? "tokens" : "logits";
-  facts.options["comm-timeout"] = fmt::format("{}", o.mesh.comm_timeout);
   for (std::size_t i = 0; i < o.prompt.size(); ++i) facts.options[fmt::format("prompt ({})", i)] = Json(o.prompt[i]).dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 

@@ -12,11 +12,29 @@ namespace {
 
 using Ranks = std::vector<const Facts*>;
 
-constexpr std::int64_t mebibyte = 1 << 20;
-constexpr std::int64_t shm_a_rank = 8 * mebibyte;          // what Open MPI's shared memory takes for a rank
-constexpr std::int64_t locked_enough = 64 * mebibyte;      // for InfiniBand's buffers
-constexpr std::int64_t files_beside = 32;                  // files that a rank opens besides a connection to every other
-constexpr double clocks_agree = 1;                         // seconds
+constexpr std::int64_t shm_a_rank = 8 << 20;      // what Open MPI's shared memory takes for a rank
+constexpr std::int64_t locked_enough = 64 << 20;  // for InfiniBand's buffers
+constexpr std::int64_t files_beside = 32;         // files that a rank opens besides a connection to every other
+constexpr double clocks_agree = 1;                // seconds
+
+// "ranks 0-2, 5 on h1, rank 3 on h2"; "all ranks" where they are more than one and all of `size`.
+std::string names_of(Ranks ranks, std::size_t size) {
+  if (size > 1 && ranks.size() == size) return "all ranks";
+  std::stable_sort(ranks.begin(), ranks.end(), [](const Facts* a, const Facts* b) { return a->host < b->host; });
+  std::string text;
+  for (std::size_t begin = 0, end; begin < ranks.size(); begin = end) {
+    for (end = begin + 1; end < ranks.size() && ranks[end]->host == ranks[begin]->host; ++end) {
+    }
+    std::vector<std::string> runs;
+    for (std::size_t i = begin, last; i < end; i = last + 1) {
+      for (last = i; last + 1 < end && ranks[last + 1]->rank == ranks[last]->rank + 1; ++last) {
+      }
+      runs.push_back(i == last ? std::to_string(ranks[i]->rank) : fmt::format("{}-{}", ranks[i]->rank, ranks[last]->rank));
+    }
+    text += fmt::format("{}rank{} {} on {}", begin ? ", " : "", end - begin == 1 ? "" : "s", fmt::join(runs, ", "), ranks[begin]->host_name);
+  }
+  return text;
+}
 
 class Judge {
  public:
@@ -300,25 +318,6 @@ class Judge {
 }  // namespace
 
 std::vector<Finding> findings(std::span<const Facts> ranks) { return Judge(ranks).findings(); }
-
-std::string names_of(std::span<const Facts* const> some, std::size_t size) {
-  if (size > 1 && some.size() == size) return "all ranks";
-  Ranks ranks(some.begin(), some.end());
-  std::stable_sort(ranks.begin(), ranks.end(), [](const Facts* a, const Facts* b) { return a->host < b->host; });
-  std::string text;
-  for (std::size_t begin = 0, end; begin < ranks.size(); begin = end) {
-    for (end = begin + 1; end < ranks.size() && ranks[end]->host == ranks[begin]->host; ++end) {
-    }
-    std::vector<std::string> runs;
-    for (std::size_t i = begin, last; i < end; i = last + 1) {
-      for (last = i; last + 1 < end && ranks[last + 1]->rank == ranks[last]->rank + 1; ++last) {
-      }
-      runs.push_back(i == last ? std::to_string(ranks[i]->rank) : fmt::format("{}-{}", ranks[i]->rank, ranks[last]->rank));
-    }
-    text += fmt::format("{}rank{} {} on {}", begin ? ", " : "", end - begin == 1 ? "" : "s", fmt::join(runs, ", "), ranks[begin]->host_name);
-  }
-  return text;
-}
 
 std::string size_text(std::int64_t bytes) {
   constexpr const char* units[] = {"kB", "MB", "GB", "TB"};

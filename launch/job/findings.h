@@ -23,9 +23,6 @@ struct Finding {
 /// The worst first. `ranks` by rank. A function of the facts alone.
 std::vector<Finding> findings(std::span<const Facts> ranks);
 
-/// "ranks 0-2, 5 on h1, rank 3 on h2"; "all ranks" where they are more than one and all of `size`.
-std::string names_of(std::span<const Facts* const> ranks, std::size_t size);
-
 /// "1.5 GB"
 std::string size_text(std::int64_t bytes);
 
