@@ -52,7 +52,7 @@ Times run_once(const Gpt& gpt, Communicator& ranks, const BenchOptions& o) {
         return row;
       },
       [](const Row&, Completion&&) {},
-      [&] {
+      [&](const GenerateStats&) {
         at.push_back(Clock::now());
         return true;
       });
