@@ -38,7 +38,7 @@ class Metrics {
   std::unique_ptr<File> file_;      // rank 0's
   std::vector<std::string> hosts_;  // [ranks]
   std::vector<double> start_, finish_, wall_;  // [ranks], seconds; finish_ and wall_ at the end
-  double written_ = 0;              // wall_seconds() of the last line
+  double written_ = 0;              // wall_seconds() at begin(), then of the last line
   std::int64_t tokens_written_ = 0;
 };
 
