@@ -126,6 +126,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
       ("logprobs", po::value<std::int32_t>()->value_name("N")->notifier([&](std::int32_t n) { logprobs = n; }), "log-probabilities of the new tokens, and the N best")        //
       ("pad", value(pad, "MODE"), "left-pad a batch to power-of-two or longest; changes no result")                     //
       ("sync", value(sync, "WHAT"), "what the ranks gather each step: tokens, or logits, which every rank then samples and compares")  //
+      ("sync-every", value(o.generate.sync_every, "STEPS"), "steps that a rank takes by itself between two meetings of the ranks, at which rows enter; changes no result")  //
       ("prefill-chunk", value(o.generate.prefill_chunk, "N"), "prompt tokens that a rank prefills between two decode steps at most; changes no result")  //
       ("static-batches", po::bool_switch(&o.generate.static_batches), "rows enter only when the whole batch has finished")  //
       ("shards", value(shards, "HOW"), "shared: a row goes to whichever rank has room; static: row i to rank i mod ranks; changes no result")  //
@@ -150,6 +151,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   check(o.generate.samples >= 1 && o.generate.samples <= 1 << 20, "--samples {}: must be 1 to {}", o.generate.samples, 1 << 20);
   check(!logprobs || (*logprobs >= 0 && *logprobs < 1 << 20), "--logprobs {}: must be 0 or more, and no more than the vocabulary", logprobs.value_or(0));
   check(o.generate.prefill_chunk >= 1, "--prefill-chunk {}: must be 1 or more", o.generate.prefill_chunk);
+  check(o.generate.sync_every >= 1 && o.generate.sync_every <= 1 << 20, "--sync-every {}: must be 1 to {}", o.generate.sync_every, 1 << 20);
   check(o.generate.sentinel >= 0, "--sentinel {}: must be 0 or more", o.generate.sentinel);
   check(o.metrics.interval > 0, "--metrics-interval {}: must be positive", o.metrics.interval);
   for (const std::string& stop : o.row.stop) {

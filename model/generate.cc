@@ -17,22 +17,16 @@ namespace {
 
 // One record a place and step: what its owner drew, as int32 words.
 //   token, finish [, log-probability's bits, N best ids, N best log-probabilities' bits]
-std::int64_t record_words(const GenerateOptions& options) { return options.logprobs < 0 ? 2 : 3 + 2 * std::int64_t{options.logprobs}; }
+std::size_t record_words(const GenerateOptions& options) { return options.logprobs < 0 ? 2 : 3 + 2 * static_cast<std::size_t>(options.logprobs); }
 
 }  // namespace
 
-// What every rank says of itself in each step, in front of its records.
+// What every rank says of itself when they meet, in front of its records.
 struct Generator::Beat {
   std::int32_t go;                                       // whether it wants another step
   float prefill, decode, sampling, waiting, rows, host;  // its seconds since its last beat
-  std::int32_t unused;
+  std::int32_t words;                                    // of the records that follow
   std::uint64_t entries, tokens, weights;                // hashes, which must be everyone's
-};
-
-// What a rank knows after the ranks have met.
-struct Generator::Exchange {
-  std::vector<std::int32_t> records;  // one rank's order after another's
-  bool go;
 };
 
 Generator::Generator(const Gpt& gpt, const Tokenizer* tokenizer, Communicator& ranks, GenerateOptions options)
@@ -48,6 +42,7 @@ Generator::Generator(const Gpt& gpt, const Tokenizer* tokenizer, Communicator& r
       jax_key_(noise_key(options.seed)) {
   check(options.shards == Shards::shared || options.batch_size >= ranks.size(), "--shards static: a --batch-size of {} leaves some of the {} ranks without a place", options.batch_size, ranks.size());
   stats_.ranks.resize(static_cast<std::size_t>(ranks.size()));
+  finished_.resize(stats_.ranks.size());
 }
 
 GenerateStats Generator::run(const Schedule::Next& next, const std::function<void(const Row&, Completion&&)>& done,
@@ -64,11 +59,11 @@ GenerateStats Generator::run(const Schedule::Next& next, const std::function<voi
     lap(since_beat_.rows);
   };
   try {
-    for (bool go = true; go && (stats_.in_flight = schedule_.begin_step(timed_next)) > 0; ++stats_.steps) {
+    for (bool go = true; go && (stats_.in_flight = schedule_.begin_round(timed_next)) > 0;) {
       lap(since_beat_.host);
       const bool mine = proceed(stats_);
       lap(since_beat_.rows);
-      go = step(timed_done, mine);
+      go = round(timed_done, mine);
     }
     stats_.stopped = stats_.in_flight > 0 && !schedule_.finished();
   } catch (const Error& e) {
@@ -81,27 +76,51 @@ GenerateStats Generator::run(const Schedule::Next& next, const std::function<voi
   return stats_;
 }
 
-bool Generator::step(const std::function<void(const Row&, Completion&&)>& done, bool go) {
-  std::vector<std::vector<std::size_t>> orders;  // [ranks]
-  for (int r = 0; r < ranks_.size(); ++r) orders.push_back(schedule_.pass_order(r));
+// Each rank takes its steps, then all hear what the others have drawn and do with it what those have done.
+bool Generator::round(const std::function<void(const Row&, Completion&&)>& done, bool go) {
+  const int me = ranks_.rank();
+  const std::int64_t most = schedule_.steps_a_round();
+  std::vector<std::vector<std::int32_t>> records(static_cast<std::size_t>(ranks_.size()));  // of each rank, in the order in which it draws
+  std::int64_t steps = 1;
   if (options_.rng == Rng::jax && stats_.steps > 0) {
     const SplitKey keys = split(jax_key_);
     jax_key_ = keys.first, jax_step_key_ = keys.second;
   }
-  const Tensor logits = logits_.slice(0, std::ssize(orders[static_cast<std::size_t>(ranks_.rank())]));
-  lap(since_beat_.host);
-  forward(logits);
-  const Exchange all = exchange(logits, orders, go);
-  for (const Place& p : schedule_.places()) stats_.prompt_tokens += p.fork_of < 0 ? p.fed : p.fed > 0;
-  schedule_.end_step();
-  const std::int32_t* record = all.records.data();
-  for (const auto& order : orders) {
-    for (const std::size_t p : order) {
-      accept(schedule_.places()[p], record, done);
-      record += record_words(options_);
+  if (options_.sync == Sync::logits && ranks_.size() > 1) {
+    step_everywhere(records);
+    go = meet(records, go);
+  } else {
+    std::vector<std::int32_t>& own = records[static_cast<std::size_t>(me)];
+    for (steps = 0; steps < most && schedule_.busy(me); ++steps) {
+      const std::vector<std::size_t> order = schedule_.begin_step(me);
+      const Tensor logits = logits_.slice(0, std::ssize(order));
+      lap(since_beat_.host);
+      forward(logits);
+      const std::size_t drawn = own.size();
+      own.resize(drawn + order.size() * record_words(options_));
+      draw(order, logits, own.data() + drawn);
+      lap(since_beat_.sampling);
+      accept(me, order, own.data() + drawn);
+    }
+    go = meet(records, go);
+    for (int r = 0; r < ranks_.size(); ++r) {
+      if (r == me) continue;
+      const std::int32_t* record = records[static_cast<std::size_t>(r)].data();
+      std::int64_t taken = 0;
+      for (; taken < most && schedule_.busy(r); ++taken) {
+        const std::vector<std::size_t> order = schedule_.begin_step(r);
+        accept(r, order, record);
+        record += order.size() * record_words(options_);
+      }
+      steps = std::max(steps, taken);
     }
   }
-  return all.go;
+  stats_.steps += steps;
+  for (const auto& of_rank : records) tokens_hash_ = hash_of(of_rank, tokens_hash_);
+  for (auto& of_rank : finished_) {  // by rank, so that all do it in one order
+    for (auto& [row, completion] : std::exchange(of_rank, {})) done(row, std::move(completion));
+  }
+  return go;
 }
 
 // Own rows through the model: what is fed of prompts and every decoding row's newest token in, next-token logits into `logits` in pass_order.
@@ -159,7 +178,7 @@ Finish Generator::finish_with(const Place& place, std::int32_t token) const {
 
 // Draws the next token of each of `places` from its row of `logits`, into records [places, record_words].
 void Generator::draw(std::span<const std::size_t> places, const Tensor& logits, std::int32_t* record) {
-  const auto n = static_cast<std::int64_t>(places.size()), best = std::max<std::int64_t>(options_.logprobs, 0), words = record_words(options_);
+  const auto n = static_cast<std::int64_t>(places.size()), best = std::max<std::int64_t>(options_.logprobs, 0);
   const std::int64_t vocab = gpt_.config().vocab_size;
   if (n == 0) return;
   std::vector<SampleRow> rows;
@@ -188,7 +207,7 @@ void Generator::draw(std::span<const std::size_t> places, const Tensor& logits, 
   };
   const Tensor tokens = to_host(out.tokens), log_probs = out.log_probs.defined() ? to_host(out.log_probs) : Tensor(),
                top_ids = out.top_ids.defined() ? to_host(out.top_ids) : Tensor();
-  for (std::int64_t i = 0; i < n; ++i, record += words) {
+  for (std::int64_t i = 0; i < n; ++i, record += record_words(options_)) {
     record[0] = tokens.data<std::int32_t>()[i];
     record[1] = static_cast<std::int32_t>(finish_with(schedule_.places()[places[static_cast<std::size_t>(i)]], record[0]));
     if (options_.logprobs < 0) continue;
@@ -201,66 +220,78 @@ void Generator::draw(std::span<const std::size_t> places, const Tensor& logits, 
   }
 }
 
-// Tokens are drawn by the rank that has the logits, or from all logits by all ranks; then all ranks have all records.
-Generator::Exchange Generator::exchange(const Tensor& logits, std::span<const std::vector<std::size_t>> orders, bool go) {
-  static_assert(sizeof(Beat) % sizeof(std::int32_t) == 0 && std::is_trivially_copyable_v<Beat>);
-  constexpr std::int64_t beat_words = sizeof(Beat) / sizeof(std::int32_t);
-  const std::int64_t words = record_words(options_);
-  std::vector<std::size_t> all;
-  std::vector<std::int64_t> rows, counts;  // [ranks]
-  for (const auto& order : orders) {
-    all.insert(all.end(), order.begin(), order.end());
-    rows.push_back(std::ssize(order));
+// One step of all ranks in which every rank has all logits and draws for all.
+void Generator::step_everywhere(std::span<std::vector<std::int32_t>> records) {
+  std::vector<std::vector<std::size_t>> orders;
+  std::vector<std::int64_t> counts;
+  for (int r = 0; r < ranks_.size(); ++r) {
+    orders.push_back(schedule_.begin_step(r));
+    counts.push_back(std::ssize(orders.back()));
   }
-  Exchange result{std::vector<std::int32_t>(all.size() * static_cast<std::size_t>(words)), true};
-  const bool drawn_here = options_.sync == Sync::logits || ranks_.size() == 1;
-  if (drawn_here) {
-    Tensor gathered = logits;
-    if (ranks_.size() > 1) {
-      gathered = gpt_.device().empty(DType::f32, {std::ssize(all), gpt_.config().vocab_size});
-      ranks_.all_gather_ragged(logits, rows, gathered);
-      lap(since_beat_.collectives);
-    }
-    draw(all, gathered, result.records.data());
-    tokens_hash_ = hash_of(result.records, tokens_hash_);
+  const Tensor logits = logits_.slice(0, counts[static_cast<std::size_t>(ranks_.rank())]);
+  const Tensor gathered = gpt_.device().empty(DType::f32, {std::accumulate(counts.begin(), counts.end(), std::int64_t{0}), gpt_.config().vocab_size});
+  lap(since_beat_.host);
+  forward(logits);
+  ranks_.all_gather_ragged(logits, counts, gathered);
+  lap(since_beat_.collectives);
+  std::int64_t from = 0;
+  for (std::size_t r = 0; r < orders.size(); ++r) {
+    records[r].resize(orders[r].size() * record_words(options_));
+    draw(orders[r], gathered.slice(from, from + counts[r]), records[r].data());
+    from += counts[r];
   }
-
-  // [beat, records of its rows] of this rank, then of all
-  const auto& own = orders[static_cast<std::size_t>(ranks_.rank())];
-  for (const std::int64_t n : rows) counts.push_back(beat_words + (drawn_here ? 0 : n * words));
-  const Tensor mine = host_tensor(DType::i32, {counts[static_cast<std::size_t>(ranks_.rank())]});
-  if (!drawn_here) draw(own, logits, mine.data<std::int32_t>() + beat_words);
   lap(since_beat_.sampling);
-  const Beat said = beat(go);
-  std::memcpy(mine.raw(), &said, sizeof said);
+  for (std::size_t r = 0; r < orders.size(); ++r) accept(static_cast<int>(r), orders[r], records[r].data());
+}
+
+// The ranks exchange beats and, where each has only its own, records; all must agree. Returns whether all want to go on.
+bool Generator::meet(std::span<std::vector<std::int32_t>> records, bool go) {
+  static_assert(sizeof(Beat) % sizeof(std::int32_t) == 0 && std::is_trivially_copyable_v<Beat>);
+  constexpr std::size_t beat_words = sizeof(Beat) / sizeof(std::int32_t);
+  const auto me = static_cast<std::size_t>(ranks_.rank());
+  const bool with_records = options_.sync == Sync::tokens;
+  std::vector<std::int64_t> counts;  // [ranks]: a beat and room for all records that the rank's places can have drawn, as nobody knows yet how many they are
+  for (std::size_t r = 0; r < records.size(); ++r) {
+    const std::size_t most = schedule_.places_of(static_cast<int>(r)).size() * static_cast<std::size_t>(schedule_.steps_a_round()) * record_words(options_);
+    counts.push_back(static_cast<std::int64_t>(beat_words + (with_records ? most : 0)));
+  }
+  const Beat said = beat(records, go);
+  const Tensor mine = host_tensor(DType::i32, {counts[me]});
+  std::int32_t* const to = mine.data<std::int32_t>();
+  std::memcpy(to, &said, sizeof said);
+  if (with_records) std::fill(std::copy(records[me].begin(), records[me].end(), to + beat_words), to + counts[me], 0);
   Tensor heard = mine;
   if (ranks_.size() > 1) {
     heard = host_tensor(DType::i32, {std::accumulate(counts.begin(), counts.end(), std::int64_t{0})});
     ranks_.all_gather_ragged(mine, counts, heard);
   }
   lap(since_beat_.collectives);
-
-  std::vector<Beat> beats(orders.size());
+  std::vector<Beat> beats(records.size());
   const std::int32_t* from = heard.data<std::int32_t>();
-  std::int32_t* record = result.records.data();
   for (std::size_t r = 0; r < beats.size(); ++r) {
     std::memcpy(static_cast<void*>(&beats[r]), from, sizeof(Beat));
-    result.go = result.go && beats[r].go;
-    if (!drawn_here) record = std::copy(from + beat_words, from + counts[r], record);
+    go = go && beats[r].go;
+    if (with_records && r != me) records[r].assign(from + beat_words, from + beat_words + beats[r].words);
     from += counts[r];
   }
   listen(beats);
-  if (!drawn_here) tokens_hash_ = hash_of(result.records, tokens_hash_);
-  return result;
+  return go;
 }
 
-Generator::Beat Generator::beat(bool go) {
-  const bool look = options_.sentinel > 0 && stats_.steps % options_.sentinel == 0;
-  const std::uint64_t weights = look ? weights_.next() : 0;
+Generator::Beat Generator::beat(std::span<const std::vector<std::int32_t>> records, bool go) {
+  std::uint64_t weights = 0, tokens = tokens_hash_;
+  if (options_.sentinel > 0 && stats_.steps >= next_look_) {
+    weights = weights_.next();
+    next_look_ = stats_.steps + options_.sentinel;
+  }
+  if (options_.sync == Sync::logits) {  // drawn everywhere: to be compared before anybody uses them
+    for (const auto& of_rank : records) tokens = hash_of(of_rank, tokens);
+  }
+  const auto words = static_cast<std::int32_t>(records[static_cast<std::size_t>(ranks_.rank())].size());
   lap(since_beat_.host);
   const TimeSplit t = std::exchange(since_beat_, {});
   const auto seconds = [](double s) { return static_cast<float>(s); };
-  return {go, seconds(t.prefill), seconds(t.decode), seconds(t.sampling), seconds(t.collectives), seconds(t.rows), seconds(t.host), 0, schedule_.hash(), tokens_hash_, weights};
+  return {go, seconds(t.prefill), seconds(t.decode), seconds(t.sampling), seconds(t.collectives), seconds(t.rows), seconds(t.host), words, schedule_.hash(), tokens, weights};
 }
 
 void Generator::listen(std::span<const Beat> beats) {
@@ -279,7 +310,17 @@ void Generator::listen(std::span<const Beat> beats) {
   }
 }
 
-void Generator::accept(Place& place, const std::int32_t* record, const std::function<void(const Row&, Completion&&)>& done) {
+// The end of a step of `rank`: what it drew, in the order of its pass.
+void Generator::accept(int rank, std::span<const std::size_t> order, const std::int32_t* records) {
+  for (const Place& p : schedule_.places_of(rank)) stats_.prompt_tokens += p.fork_of < 0 ? p.fed : p.fed > 0;
+  schedule_.end_step(rank);
+  for (const std::size_t p : order) {
+    accept(rank, schedule_.places()[p], records);
+    records += record_words(options_);
+  }
+}
+
+void Generator::accept(int rank, Place& place, const std::int32_t* record) {
   Completion& c = place.completion;
   const std::int32_t token = record[0];
   const bool first = c.tokens.empty();
@@ -306,7 +347,7 @@ void Generator::accept(Place& place, const std::int32_t* record, const std::func
   if (c.finish == Finish::none) return;
   ++stats_.rows;
   place.active = false;
-  done(place.row, std::move(c));
+  finished_[static_cast<std::size_t>(rank)].emplace_back(std::move(place.row), std::move(c));
 }
 
 void Generator::lap(double& part) {

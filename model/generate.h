@@ -1,7 +1,7 @@
 // Generating: rows wait, take a place in the cache, are prefilled (a long prompt in chunks, between the decode steps of the others), decode
-// step by step, stop, and give their place to the next. All ranks run this loop in step. What is decided from tokens (who stops, who enters
-// which place) every rank decides for the whole mesh from the gathered tokens, by the same rules; only the arithmetic of the own places is
-// done here.
+// step by step, stop, and give their place to the next. Each rank takes a few steps with its own rows, then all meet. What is decided from
+// tokens (who stops, who enters which place) every rank decides for the whole mesh from the gathered tokens, by the same rules; only the
+// arithmetic of the own places is done here.
 #pragma once
 
 #include "comm/communicator.h"
@@ -42,23 +42,24 @@ class Generator {
   Generator(const Gpt& gpt, const Tokenizer* tokenizer, Communicator& ranks, GenerateOptions options);
 
   /// Pulls rows from `next` (which returns nothing when there are no more, and is not asked again) and hands every finished one to `done`, on every
-  /// rank the same rows in the same order. `proceed` is asked before each step with how far things are; after the step in which any rank has
-  /// said false, all leave the loop. Collective. A difference between ranks in what must be equal (weights, rows, tokens) is an Error(Fault::rank).
+  /// rank the same rows in the same order. `proceed` is asked before each round (of GenerateOptions::sync_every steps) with how far things are; after the
+  /// round in which any rank has said false, all leave the loop. Collective. A difference between ranks in what must be equal (weights, rows, tokens) is an Error(Fault::rank).
   GenerateStats run(const Schedule::Next& next, const std::function<void(const Row&, Completion&&)>& done, const std::function<bool(const GenerateStats&)>& proceed);
 
  private:
   using Clock = std::chrono::steady_clock;
   struct Beat;
-  struct Exchange;
 
-  bool step(const std::function<void(const Row&, Completion&&)>& done, bool go);
+  bool round(const std::function<void(const Row&, Completion&&)>& done, bool go);
+  void step_everywhere(std::span<std::vector<std::int32_t>> records);
   void forward(const Tensor& logits);
   void draw(std::span<const std::size_t> places, const Tensor& logits, std::int32_t* record);
   Finish finish_with(const Place& place, std::int32_t token) const;
-  Exchange exchange(const Tensor& logits, std::span<const std::vector<std::size_t>> orders, bool go);
-  Beat beat(bool go);
+  bool meet(std::span<std::vector<std::int32_t>> records, bool go);
+  Beat beat(std::span<const std::vector<std::int32_t>> records, bool go);
   void listen(std::span<const Beat> beats);
-  void accept(Place& place, const std::int32_t* record, const std::function<void(const Row&, Completion&&)>& done);
+  void accept(int rank, std::span<const std::size_t> order, const std::int32_t* records);
+  void accept(int rank, Place& place, const std::int32_t* record);
   void lap(double& part);
 
   Clock::time_point lap_ = Clock::now();  ///< up to when time has been accounted for
@@ -71,7 +72,9 @@ class Generator {
   Gpt::Workspace workspace_;
   Tensor logits_;                  // f32 [own places, V]
   Schedule schedule_;
+  std::vector<std::vector<std::pair<Row, Completion>>> finished_;  // [ranks], in this round
   WeightWatch weights_;
+  std::int64_t next_look_ = 0;     ///< step at which the weights are hashed next
   std::uint64_t tokens_hash_ = 0;  ///< of everything that all ranks have drawn
   NoiseKey jax_key_, jax_step_key_;
   GenerateStats stats_;

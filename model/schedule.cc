@@ -1,4 +1,4 @@
-// Entering, feeding, ordering.
+// Entering and feeding.
 #include "model/schedule.h"
 
 #include "comm/sharding.h"
@@ -20,15 +20,16 @@ Schedule::Schedule(const GenerateOptions& options, int ranks, std::int64_t size)
     : options_(options), places_(static_cast<std::size_t>(options.batch_size)), waiting_(static_cast<std::size_t>(ranks)), end_(size) {
   for (int r = 0; r < ranks; ++r) first_place_.push_back(split(options.batch_size, ranks, r).begin);
   first_place_.push_back(options.batch_size);
+  if (options.rng == Rng::jax || options.sync == Sync::logits) options_.sync_every = 1;
   if (options.static_batches || options.rng == Rng::jax) options_.prefill_chunk = std::numeric_limits<std::int64_t>::max();
 }
 
-std::int64_t Schedule::begin_step(const Next& next) {
+std::int64_t Schedule::begin_round(const Next& next) {
   std::vector<std::int64_t> rows(waiting_.size());  // of each rank, in flight
   for (std::size_t p = 0; p < places_.size(); ++p) rows[static_cast<std::size_t>(rank_of(p))] += places_[p].active;
   std::int64_t in_flight = std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
   const bool idle = in_flight == 0;
-  end_ += idle ? 0 : 1;
+  end_ += idle ? 0 : options_.sync_every;
   if (idle || !options_.static_batches) {
     Entering entering = options_.shards == Shards::shared ? take_shared(next, rows) : take_fixed(next, rows);
     std::size_t longest = 0;
@@ -45,7 +46,6 @@ std::int64_t Schedule::begin_step(const Next& next) {
       }
     }
   }
-  for (std::size_t r = 0; r < waiting_.size(); ++r) feed(static_cast<int>(r));
   return in_flight;
 }
 
@@ -113,13 +113,18 @@ void Schedule::enter(std::size_t place, Row row) {
   hash_ = hash_of(*p.row.prompt, hash_of(entry, hash_));
 }
 
-void Schedule::end_step() {
-  for (Place& p : places_) p.cached += std::exchange(p.fed, 0);
+bool Schedule::busy(int rank) const {
+  const std::span<const Place> own = places_of(rank);
+  return std::any_of(own.begin(), own.end(), [](const Place& p) { return p.active; });
+}
+
+void Schedule::end_step(int rank) {
+  for (Place& p : places_of(rank)) p.cached += std::exchange(p.fed, 0);
 }
 
 bool Schedule::finished() const {
-  const bool busy = std::any_of(places_.begin(), places_.end(), [](const Place& p) { return p.active; });
-  return exhausted_ && !busy && std::all_of(waiting_.begin(), waiting_.end(), [](const auto& queue) { return queue.empty(); });
+  const bool empty = std::none_of(places_.begin(), places_.end(), [](const Place& p) { return p.active; });
+  return exhausted_ && empty && std::all_of(waiting_.begin(), waiting_.end(), [](const auto& queue) { return queue.empty(); });
 }
 
 int Schedule::rank_of(std::size_t place) const {
@@ -141,27 +146,23 @@ std::int32_t Schedule::sibling_of(std::size_t place) const {
   return -1;
 }
 
-// What goes through the model of `rank` in this step: of its prompts, the next prefill_chunk tokens; forks whose prompt is whole by then.
-void Schedule::feed(int rank) {
+// Of prompts, the next prefill_chunk tokens; forks whose prompt is whole by then.
+std::vector<std::size_t> Schedule::begin_step(int rank) {
+  const std::span<Place> own = places_of(rank);
   std::vector<Place*> prompts;
-  for (Place& p : places_of(rank)) {
+  for (Place& p : own) {
     if (p.active && !p.decodes() && p.fork_of < 0) prompts.push_back(&p);
   }
   std::sort(prompts.begin(), prompts.end(), [](const Place* a, const Place* b) { return a->entry < b->entry; });
   std::int64_t left = options_.prefill_chunk;
   for (Place* p : prompts) left -= p->fed = std::min(left, p->prompt() - p->cached);
-  for (Place& p : places_of(rank)) {
+  for (Place& p : own) {
     if (p.active && !p.decodes() && p.fork_of >= 0 && places_[static_cast<std::size_t>(p.fork_of)].draws()) p.fed = p.prompt();
   }
-}
-
-// The order of a rank's rows in its logits: prompts, then forks of prompts, then decoding rows, each by place.
-std::vector<std::size_t> Schedule::pass_order(int rank) const {
   std::vector<std::size_t> order;
   for (const int kind : {0, 1, 2}) {
-    for (auto p = static_cast<std::size_t>(first_place_[static_cast<std::size_t>(rank)]); p < static_cast<std::size_t>(first_place_[static_cast<std::size_t>(rank) + 1]); ++p) {
-      const Place& place = places_[p];
-      if (place.draws() && kind == (place.decodes() ? 2 : place.fork_of < 0 ? 0 : 1)) order.push_back(p);
+    for (const Place& p : own) {
+      if (p.draws() && kind == (p.decodes() ? 2 : p.fork_of < 0 ? 0 : 1)) order.push_back(static_cast<std::size_t>(&p - places_.data()));
     }
   }
   return order;

@@ -1,5 +1,6 @@
 // Who is where: rows that wait, the mesh's places, who enters which, and what of the prompts goes through the model in a step. Every rank
-// works it out for the whole mesh by the same rules, from the same rows and the same gathered tokens; no device is touched here.
+// works it out for the whole mesh by the same rules, from the same rows and the same gathered tokens; no device is touched here. Time goes in
+// rounds of sync_every steps: rows enter at a round's beginning, and within it each rank takes its steps by itself.
 #pragma once
 
 #include "model/row.h"
@@ -37,16 +38,21 @@ class Schedule {
   /// `size`: slots of the ring, where the cursor begins.
   Schedule(const GenerateOptions& options, int ranks, std::int64_t size);
 
-  /// Begins a step: the cursor moves on, rows from `next` (which returns nothing when there are no more, and is not asked again) enter free places, and each
-  /// rank's prompts are fed by prefill_chunk tokens at most. Returns how many rows are in flight; 0: all is done.
-  std::int64_t begin_step(const Next& next);
-  /// Ends it: what was fed is cached. To be called before places become inactive.
-  void end_step();
+  /// The cursor moves on, and rows from `next` (which returns nothing when there are no more, and is not asked again) enter free places. Returns how
+  /// many rows are in flight; 0: all is done.
+  std::int64_t begin_round(const Next& next);
+  /// Whether the rank has rows.
+  bool busy(int rank) const;
+  /// The rank's prompts are fed, by prefill_chunk tokens at most. Returns the order of its places in the logits that its pass gives: prompts,
+  /// then forks of prompts, then decoding rows, each by place.
+  std::vector<std::size_t> begin_step(int rank);
+  /// What was fed is cached. To be called before places become inactive.
+  void end_step(int rank);
 
+  std::int64_t steps_a_round() const { return options_.sync_every; }
   std::span<Place> places() { return places_; }
   std::span<Place> places_of(int rank);
-  /// The order of a rank's rows in its logits: prompts, then forks of prompts, then decoding rows, each by place.
-  std::vector<std::size_t> pass_order(int rank) const;
+  std::span<const Place> places_of(int rank) const { return const_cast<Schedule*>(this)->places_of(rank); }
 
   /// Nothing is in flight, and `next` has said that there is no more.
   bool finished() const;
@@ -59,7 +65,6 @@ class Schedule {
   Entering take_shared(const Next& next, std::vector<std::int64_t> rows);
   Entering take_fixed(const Next& next, std::span<const std::int64_t> rows);
   void enter(std::size_t place, Row row);
-  void feed(int rank);
   int rank_of(std::size_t place) const;
   std::int32_t sibling_of(std::size_t place) const;
   std::int64_t places_of_rank(std::size_t rank) const { return first_place_[rank + 1] - first_place_[rank]; }
@@ -70,7 +75,7 @@ class Schedule {
   std::vector<std::deque<Row>> waiting_;   // [ranks], with Shards::fixed
   bool exhausted_ = false;                 ///< `next` has said that there are no more
   std::int64_t entries_ = 0;               ///< rows that have entered
-  std::int64_t end_;                       ///< the cursor that all rows' ends share; after a step, every row's newest cached token is at end_ - 1
+  std::int64_t end_;                       ///< the cursor that all rows' ends share: when a round begins, where every decoding row's next token goes
   std::uint64_t hash_ = 0;
 };
 

@@ -146,7 +146,10 @@ class Campaign:
                 except subprocess.TimeoutExpired:
                     begun = time.monotonic()
                     lost_is_fine = bool(kind(job, ranks))
-                    job.wait(60)
+                    try:
+                        job.wait(60)
+                    except subprocess.TimeoutExpired:
+                        raise RuntimeError(f"{kind.__name__} of {ranks} ranks: the job does not end; mpirun, ranks: {processes()}")
                     self.wait_for_ranks()
                     seconds = time.monotonic() - begun
                     hits += 1

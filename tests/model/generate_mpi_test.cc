@@ -362,6 +362,7 @@ TEST_P(Generate, EveryWayToRunGivesTheBitsOfARowAlone) {
       options.sync = sync;
       options.pad = variant % 3 == 0 ? Pad::longest : Pad::power_of_two;
       options.static_batches = variant % 4 >= 2;
+      options.sync_every = std::vector<std::int64_t>{1, 4, 3, 2, 50}[static_cast<std::size_t>(variant) % 5];
       options.shards = variant % 3 == 0 && batch >= group->size() ? Shards::fixed : Shards::shared;
       options.prefill_chunk = std::vector<std::int64_t>{512, 1, 5, 16}[static_cast<std::size_t>(variant) % 4 ^ 1];  // 1 and 512 with refill
       const bool threads = variant % 5 == 1;
@@ -401,6 +402,7 @@ TEST_P(Generate, SamplesAreRowsOfTheirOwnKeys) {
       options.batch_size = batch;
       options.sync = sync;
       options.prefill_chunk = batch == 32 ? 512 : batch;
+      options.sync_every = batch;
       GenerateStats stats;
       expect_same(expected, run(m, &tokenizer, group->world(), options, rows, &stats), fmt::format("batch {}, sync {}", batch, static_cast<int>(sync)));
       // With all samples in flight at once a rank prefills a prompt once: its other samples compute the last token alone.

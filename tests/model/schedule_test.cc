@@ -12,7 +12,7 @@ namespace {
 /// Runs rows of given lengths of life on a schedule of `ranks`, one token a step, and notes where and when each was.
 struct History {
   std::map<std::int64_t, int> rank_of;              // row → rank
-  std::vector<std::vector<std::int64_t>> in_flight;  // [steps][ranks]
+  std::vector<std::vector<std::int64_t>> in_flight;  // [rounds][ranks]
 
   History(const GenerateOptions& options, int ranks, const std::vector<int>& lives) {
     Schedule schedule(options, ranks, 64);
@@ -30,7 +30,7 @@ struct History {
       row.max_new_tokens = lives[given++];
       return row;
     };
-    while (schedule.begin_step(next) > 0) {
+    while (schedule.begin_round(next) > 0) {
       EXPECT_FALSE(schedule.finished());
       std::vector<std::int64_t> rows;
       for (int r = 0; r < ranks; ++r) {
@@ -42,12 +42,14 @@ struct History {
         }
       }
       in_flight.push_back(rows);
-      std::vector<Place*> drawing;
-      for (Place& p : schedule.places()) {
-        if (p.draws()) drawing.push_back(&p);
+      for (int r = 0; r < ranks; ++r) {
+        for (std::int64_t step = 0; step < schedule.steps_a_round() && schedule.busy(r); ++step) {
+          const std::vector<std::size_t> drawing = schedule.begin_step(r);
+          schedule.end_step(r);
+          for (const std::size_t p : drawing) schedule.places()[p].active = --schedule.places()[p].row.max_new_tokens > 0;
+        }
+        EXPECT_TRUE(!schedule.busy(r) || rows[static_cast<std::size_t>(r)] > 0);
       }
-      schedule.end_step();
-      for (Place* p : drawing) p->active = --p->row.max_new_tokens > 0;
     }
     EXPECT_TRUE(schedule.finished());
     EXPECT_EQ(rank_of.size(), lives.size());
@@ -117,11 +119,12 @@ TEST(Schedule, PromptsAreFedInChunks) {
   };
   const std::vector<std::pair<std::int64_t, std::int64_t>> fed = {{3, 0}, {3, 0}, {1, 2}};
   for (std::size_t step = 0; step < fed.size(); ++step) {
-    ASSERT_EQ(schedule.begin_step(next), 2);
+    ASSERT_EQ(schedule.begin_round(next), 2);
+    const std::vector<std::size_t> order = schedule.begin_step(0);
     EXPECT_EQ(schedule.places()[0].fed, fed[step].first);
     EXPECT_EQ(schedule.places()[1].fed, fed[step].second);
-    EXPECT_EQ(schedule.pass_order(0).size(), step == 2 ? 2u : 0u);
-    schedule.end_step();
+    EXPECT_EQ(order.size(), step == 2 ? 2u : 0u);
+    schedule.end_step(0);
   }
 }
 
@@ -136,7 +139,7 @@ TEST(Schedule, TheHashTellsRowsPromptsAndPlacesApart) {
     row->prompt = std::make_shared<const std::vector<std::int32_t>>(2, variant == 4);
     row->max_new_tokens = 4;
     if (variant == 1) row->sample = 1;
-    schedule.begin_step([&] { return std::exchange(row, std::nullopt); });
+    schedule.begin_round([&] { return std::exchange(row, std::nullopt); });
     EXPECT_TRUE(seen.insert(schedule.hash()).second) << "variant " << variant;
   }
 }
