@@ -29,7 +29,7 @@ struct GenerateOptions {
   std::int32_t logprobs = -1;    ///< -1: none; else how many best tokens come with each token's own log-probability
   bool static_batches = false;   ///< the next rows enter only when all places are free, and prompts are prefilled whole
   std::int64_t prefill_chunk = 512;  ///< prompt tokens that a rank prefills in one step at most; whole prompts with Rng::jax
-  std::int64_t sync_every = 1;   ///< steps that a rank takes by itself between two meetings of the ranks; 1 with Rng::jax and Sync::logits
+  std::int64_t sync_every = 4;   ///< steps that a rank takes by itself between two meetings of the ranks; 1 with Rng::jax and Sync::logits, and on one rank
   std::int64_t sentinel = 16;    ///< steps between two looks at the weights; 0: never
 };
 

@@ -471,6 +471,7 @@ TEST(GenerateChunks, ALongPromptStallsNobody) {
   const Model m(DType::f32);
   GenerateOptions options;
   options.prefill_chunk = 2;
+  options.sync_every = 1;
   options.batch_size = 2 * group->size();
   std::vector<Row> rows = {make_row(0, 2, 5), make_row(9, 20, 3)};  // both are rank 0's, which gets one row more than the others
   for (int r = 1; r < group->size(); ++r) rows.push_back(make_row(r, 1, 1));
@@ -491,9 +492,11 @@ TEST(GenerateChunks, ALongPromptStallsNobody) {
 TEST(GenerateStops, AfterTheStepInWhichOneRankSaysSo) {
   const Model m(DType::f32);
   const int odd = group->size() - 1;
+  GenerateOptions options;
+  options.sync_every = 1;
   for (const int steps : {1, 2, 5}) {
     int finished = 0, given = 0;
-    Generator generator(m.gpt, nullptr, group->world(), GenerateOptions{});
+    Generator generator(m.gpt, nullptr, group->world(), options);
     const GenerateStats stats = generator.run(
         [&]() -> std::optional<Row> {
           if (given == 6) return std::nullopt;

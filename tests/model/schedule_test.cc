@@ -5,6 +5,7 @@
 
 #include <map>
 #include <set>
+#include <tuple>
 
 namespace kvmesh {
 namespace {
@@ -67,6 +68,7 @@ TEST(Schedule, AnEmptyMeshGetsTheContiguousSplit) {
 TEST(Schedule, SharedRowsGoWhereRoomIs) {
   GenerateOptions options;
   options.batch_size = 6;
+  options.sync_every = 1;
   std::vector<int> lives(40, 3);
   lives[0] = lives[1] = 60;  // both rank 0's
   const History run(options, 3, lives);
@@ -95,12 +97,30 @@ TEST(Schedule, StaticBatchesEnterTogether) {
     GenerateOptions options;
     options.batch_size = 4;
     options.static_batches = true;
+    options.sync_every = 1;
     options.shards = shards;
     const History run(options, 2, {5, 1, 1, 1, 2, 2, 2, 2});
     std::vector<std::int64_t> all;
     for (const auto& rows : run.in_flight) all.push_back(rows[0] + rows[1]);
     EXPECT_EQ(all, (std::vector<std::int64_t>{4, 1, 1, 1, 1, 4, 4}));
   }
+}
+
+// Within a round a rank goes on by itself; the others learn of it, and rows enter, when the next one begins.
+TEST(Schedule, RowsEnterWhenARoundBegins) {
+  GenerateOptions options;
+  options.batch_size = 4;
+  options.sync_every = 3;
+  const History run(options, 2, {1, 4, 3, 7, 2, 2});  // rows 0 and 1 are rank 0's, 2 and 3 rank 1's
+  EXPECT_EQ(run.in_flight, (std::vector<std::vector<std::int64_t>>{{2, 2}, {2, 2}, {0, 1}}));
+  EXPECT_EQ(run.rank_of.at(4), 0);
+  EXPECT_EQ(run.rank_of.at(5), 1);
+  for (const auto& [rng, sync, ranks] : {std::tuple(Rng::row, Sync::tokens, 1), std::tuple(Rng::jax, Sync::tokens, 2), std::tuple(Rng::row, Sync::logits, 2)}) {
+    options.rng = rng;
+    options.sync = sync;
+    EXPECT_EQ(Schedule(options, ranks, 64).steps_a_round(), 1);
+  }
+  EXPECT_EQ(Schedule(GenerateOptions{}, 2, 64).steps_a_round(), 4);
 }
 
 // A prompt of 7 tokens comes in by 3 a step, and then draws; a second one of the same rank waits for it.
