@@ -95,10 +95,10 @@ class Campaign:
         send([self.generator.choice(processes()[1] or [job.pid])], signal.SIGKILL)
 
     def kill_all_ranks(self, job, ranks):
-        send(processes()[1], signal.SIGKILL)
+        send(processes()[1] or [job.pid], signal.SIGKILL)
 
     def kill_mpirun(self, job, ranks):
-        send(processes()[0], signal.SIGKILL)
+        send(processes()[0] or [job.pid], signal.SIGKILL)
 
     def kill_everything(self, job, ranks):
         mpirun, pids = processes()
