@@ -6,6 +6,7 @@
 #include "launch/job/metrics.h"
 #include "launch/job/output.h"
 #include "launch/job/signals.h"
+#include "launch/job/trace.h"
 
 #include <fmt/format.h>
 
@@ -88,6 +89,7 @@ int generate_command(std::span<const std::string> args, ProcessGroup& group) {
   RowQueue rows(
       std::move(lines), o, job, [&](std::int64_t ordinal) { return !done.contains(ordinal); },
       [&](std::int64_t ordinal, std::int64_t span, bool error, const std::string& line) { output->add(ordinal, span, error, line); }, first);
+  const std::unique_ptr<Trace> trace = o.metrics.trace.empty() ? nullptr : std::make_unique<Trace>(o.metrics.trace, group.rank(), metrics.hosts()[static_cast<std::size_t>(group.rank())]);
   metrics.begin();
   const GenerateStats stats = [&] {
     Progress progress(first);
@@ -96,7 +98,7 @@ int generate_command(std::span<const std::string> args, ProcessGroup& group) {
       metrics.update(so_far, rows.errors());
       progress.show(figures_of(so_far, rows));
       return !stop_requested();
-    });
+    }, trace ? trace->sink() : TimeSink());
   }();
 
   const double looped = metrics.wall_seconds();

@@ -104,7 +104,7 @@ ModelConfig parse_shape(const std::string& text) {
 
 std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std::string> args, bool speak) {
   GenerateCommandOptions o;
-  std::string checkpoint, prompts, output, metrics, prometheus, rng = "row", sync = "tokens", pad = "power-of-two", shards = "shared";
+  std::string checkpoint, prompts, output, metrics, prometheus, trace, rng = "row", sync = "tokens", pad = "power-of-two", shards = "shared";
   std::int64_t seed = 0;
   std::optional<std::int32_t> logprobs;
   po::options_description options("Options");
@@ -133,6 +133,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
       ("sentinel", value(o.generate.sentinel, "STEPS"), "every so many steps a 256th of the weights in memory is compared with the other ranks'; 0: never")  //
       ("metrics", value(metrics, "FILE"), "where the time goes, a JSON line every --metrics-interval; appended")  //
       ("prometheus", value(prometheus, "FILE"), "the same as Prometheus' text, replaced every --metrics-interval")  //
+      ("trace", value(trace, "FILE"), "every stretch of each rank's time in Chrome's trace format, one file a rank: its number goes before FILE's extension")  //
       ("metrics-interval", value(o.metrics.interval, "SECONDS"), "between two of them")  //
       ("fresh", po::bool_switch(&o.fresh), "start over instead of going on with what --output FILE already has");
   if (!parse(args, options, "kvmesh generate --checkpoint DIR (--prompts FILE | --prompt TEXT …) [--output FILE | -]", speak)) return std::nullopt;
@@ -166,6 +167,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   o.generate.shards = choose<Shards>("shards", shards, {{"shared", Shards::shared}, {"static", Shards::fixed}});
   o.metrics.file = metrics;
   o.metrics.prometheus = prometheus;
+  o.metrics.trace = trace;
   o.generate.pad = choose<Pad>("pad", pad, {{"power-of-two", Pad::power_of_two}, {"longest", Pad::longest}});
   return o;
 }

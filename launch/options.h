@@ -33,6 +33,7 @@ struct RowDefaults {
 struct MetricsOptions {
   std::filesystem::path file, prometheus;  ///< empty: none
   double interval = 10;                    ///< seconds
+  std::filesystem::path trace;             ///< empty: none
 };
 
 struct GenerateCommandOptions {

@@ -29,8 +29,9 @@ struct Generator::Beat {
   std::uint64_t entries, tokens, weights;                // hashes, which must be everyone's
 };
 
-Generator::Generator(const Gpt& gpt, const Tokenizer* tokenizer, Communicator& ranks, GenerateOptions options)
-    : gpt_(gpt),
+Generator::Generator(const Gpt& gpt, const Tokenizer* tokenizer, Communicator& ranks, GenerateOptions options, TimeSink sink)
+    : sink_(std::move(sink)),
+      gpt_(gpt),
       tokenizer_(tokenizer),
       ranks_(ranks),
       options_(options),
@@ -48,21 +49,21 @@ Generator::Generator(const Gpt& gpt, const Tokenizer* tokenizer, Communicator& r
 GenerateStats Generator::run(const Schedule::Next& next, const std::function<void(const Row&, Completion&&)>& done,
                              const std::function<bool(const GenerateStats&)>& proceed) {
   const auto timed_next = [&] {
-    lap(since_beat_.host);
+    lap(&TimeSplit::host);
     std::optional<Row> row = next();
-    lap(since_beat_.rows);
+    lap(&TimeSplit::rows);
     return row;
   };
   const auto timed_done = [&](const Row& row, Completion&& completion) {
-    lap(since_beat_.host);
+    lap(&TimeSplit::host);
     done(row, std::move(completion));
-    lap(since_beat_.rows);
+    lap(&TimeSplit::rows);
   };
   try {
     for (bool go = true; go && (stats_.in_flight = schedule_.begin_round(timed_next)) > 0;) {
-      lap(since_beat_.host);
+      lap(&TimeSplit::host);
       const bool mine = proceed(stats_);
-      lap(since_beat_.rows);
+      lap(&TimeSplit::rows);
       go = round(timed_done, mine);
     }
     stats_.stopped = stats_.in_flight > 0 && !schedule_.finished();
@@ -70,7 +71,7 @@ GenerateStats Generator::run(const Schedule::Next& next, const std::function<voi
     if (e.fault() != Fault::rank) throw;
     fail(Fault::rank, "step {}: {}", stats_.steps, e.what());  // of this rank: where it waited for another, or found out that one differs
   }
-  lap(since_beat_.host);
+  lap(&TimeSplit::host);
   TimeSplit& own = stats_.ranks[static_cast<std::size_t>(ranks_.rank())];
   own.collectives += since_beat_.collectives, own.rows += since_beat_.rows, own.host += since_beat_.host;  // the others' last steps are theirs to tell
   return stats_;
@@ -94,12 +95,12 @@ bool Generator::round(const std::function<void(const Row&, Completion&&)>& done,
     for (steps = 0; steps < most && schedule_.busy(me); ++steps) {
       const std::vector<std::size_t> order = schedule_.begin_step(me);
       const Tensor logits = logits_.slice(0, std::ssize(order));
-      lap(since_beat_.host);
+      lap(&TimeSplit::host);
       forward(logits);
       const std::size_t drawn = own.size();
       own.resize(drawn + order.size() * record_words(options_));
       draw(order, logits, own.data() + drawn);
-      lap(since_beat_.sampling);
+      lap(&TimeSplit::sampling);
       accept(me, order, own.data() + drawn);
     }
     go = meet(records, go);
@@ -129,10 +130,10 @@ void Generator::forward(const Tensor& logits) {
   std::vector<std::int32_t> tokens, wanted;
   std::vector<Segment> segments;
   std::int64_t written = 0;
-  const auto pass = [&](double& seconds) {
+  const auto pass = [&](double TimeSplit::* part) {
     if (segments.empty()) return;
     gpt_.forward(tokens, segments, wanted, cache_, workspace_, logits.slice(written, written + std::ssize(wanted)));
-    lap(seconds);
+    lap(part);
     written += std::ssize(wanted);
     tokens.clear(), segments.clear(), wanted.clear();
   };
@@ -145,7 +146,7 @@ void Generator::forward(const Tensor& logits) {
   for (const Place& p : own) {
     if (p.fed > 0 && p.fork_of < 0) run(p, p.cached, std::span(*p.row.prompt).subspan(static_cast<std::size_t>(p.cached), static_cast<std::size_t>(p.fed)));
   }
-  pass(since_beat_.prefill);
+  pass(&TimeSplit::prefill);
   // A fork has its prompt but the last token copied from its sibling, and computes that one itself: the same bits, without keeping logits.
   for (const Place& p : own) {
     if (p.fed == 0 || p.fork_of < 0) continue;
@@ -154,11 +155,11 @@ void Generator::forward(const Tensor& logits) {
                     p.prompt() - 1);
     run(p, p.prompt() - 1, std::span(*p.row.prompt).last(1));
   }
-  pass(since_beat_.prefill);
+  pass(&TimeSplit::prefill);
   for (const Place& p : own) {
     if (p.active && p.decodes()) run(p, p.prompt() + std::ssize(p.completion.tokens) - 1, std::span(p.completion.tokens).last(1));
   }
-  pass(since_beat_.decode);
+  pass(&TimeSplit::decode);
 }
 
 Finish Generator::finish_with(const Place& place, std::int32_t token) const {
@@ -230,17 +231,17 @@ void Generator::step_everywhere(std::span<std::vector<std::int32_t>> records) {
   }
   const Tensor logits = logits_.slice(0, counts[static_cast<std::size_t>(ranks_.rank())]);
   const Tensor gathered = gpt_.device().empty(DType::f32, {std::accumulate(counts.begin(), counts.end(), std::int64_t{0}), gpt_.config().vocab_size});
-  lap(since_beat_.host);
+  lap(&TimeSplit::host);
   forward(logits);
   ranks_.all_gather_ragged(logits, counts, gathered);
-  lap(since_beat_.collectives);
+  lap(&TimeSplit::collectives);
   std::int64_t from = 0;
   for (std::size_t r = 0; r < orders.size(); ++r) {
     records[r].resize(orders[r].size() * record_words(options_));
     draw(orders[r], gathered.slice(from, from + counts[r]), records[r].data());
     from += counts[r];
   }
-  lap(since_beat_.sampling);
+  lap(&TimeSplit::sampling);
   for (std::size_t r = 0; r < orders.size(); ++r) accept(static_cast<int>(r), orders[r], records[r].data());
 }
 
@@ -265,7 +266,7 @@ bool Generator::meet(std::span<std::vector<std::int32_t>> records, bool go) {
     heard = host_tensor(DType::i32, {std::accumulate(counts.begin(), counts.end(), std::int64_t{0})});
     ranks_.all_gather_ragged(mine, counts, heard);
   }
-  lap(since_beat_.collectives);
+  lap(&TimeSplit::collectives);
   std::vector<Beat> beats(records.size());
   const std::int32_t* from = heard.data<std::int32_t>();
   for (std::size_t r = 0; r < beats.size(); ++r) {
@@ -288,7 +289,7 @@ Generator::Beat Generator::beat(std::span<const std::vector<std::int32_t>> recor
     for (const auto& of_rank : records) tokens = hash_of(of_rank, tokens);
   }
   const auto words = static_cast<std::int32_t>(records[static_cast<std::size_t>(ranks_.rank())].size());
-  lap(since_beat_.host);
+  lap(&TimeSplit::host);
   const TimeSplit t = std::exchange(since_beat_, {});
   const auto seconds = [](double s) { return static_cast<float>(s); };
   return {go, seconds(t.prefill), seconds(t.decode), seconds(t.sampling), seconds(t.collectives), seconds(t.rows), seconds(t.host), words, schedule_.hash(), tokens, weights};
@@ -350,9 +351,10 @@ void Generator::accept(int rank, Place& place, const std::int32_t* record) {
   finished_[static_cast<std::size_t>(rank)].emplace_back(std::move(place.row), std::move(c));
 }
 
-void Generator::lap(double& part) {
-  const Clock::time_point now = Clock::now();
-  part += std::chrono::duration<double>(now - std::exchange(lap_, now)).count();
+void Generator::lap(double TimeSplit::* part) {
+  const Clock::time_point from = std::exchange(lap_, Clock::now());
+  since_beat_.*part += std::chrono::duration<double>(lap_ - from).count();
+  if (sink_) sink_(part, from, lap_);
 }
 
 }  // namespace kvmesh

@@ -26,6 +26,9 @@ struct TimeSplit {
   double host = 0;                 ///< the loop's own
 };
 
+/// Told of every stretch of a rank's time: to which part of TimeSplit it went, and from when to when. Idle counts as collectives here: who waited is known later.
+using TimeSink = std::function<void(double TimeSplit::* part, std::chrono::steady_clock::time_point from, std::chrono::steady_clock::time_point to)>;
+
 /// Of the whole mesh, the same on every rank but for first_token_seconds and the last step of `ranks`.
 struct GenerateStats {
   std::int64_t rows = 0, prompt_tokens = 0, new_tokens = 0, steps = 0;
@@ -39,7 +42,7 @@ struct GenerateStats {
 class Generator {
  public:
   /// Borrows all of them. tokenizer may be null: then there are no stop strings.
-  Generator(const Gpt& gpt, const Tokenizer* tokenizer, Communicator& ranks, GenerateOptions options);
+  Generator(const Gpt& gpt, const Tokenizer* tokenizer, Communicator& ranks, GenerateOptions options, TimeSink sink = {});
 
   /// Pulls rows from `next` (which returns nothing when there are no more, and is not asked again) and hands every finished one to `done`, on every
   /// rank the same rows in the same order. `proceed` is asked before each round (of GenerateOptions::sync_every steps) with how far things are; after the
@@ -60,10 +63,11 @@ class Generator {
   void listen(std::span<const Beat> beats);
   void accept(int rank, std::span<const std::size_t> order, const std::int32_t* records);
   void accept(int rank, Place& place, const std::int32_t* record);
-  void lap(double& part);
+  void lap(double TimeSplit::* part);
 
   Clock::time_point lap_ = Clock::now();  ///< up to when time has been accounted for
   TimeSplit since_beat_;                  ///< this rank's; collectives is all of its waiting
+  TimeSink sink_;
   const Gpt& gpt_;
   const Tokenizer* tokenizer_;
   Communicator& ranks_;

@@ -104,13 +104,13 @@ void RowQueue::check_jax(const Row& row) const {
 Progress::Figures figures_of(const GenerateStats& s, const RowQueue& rows) { return {s.rows, s.new_tokens, s.in_flight, rows.total(), rows.total_is_known()}; }
 
 GenerateStats generate_rows(RowQueue& rows, const Gpt& gpt, const Job& job, Communicator& ranks, const GenerateCommandOptions& o,
-                            const std::function<bool(const GenerateStats&)>& proceed) {
+                            const std::function<bool(const GenerateStats&)>& proceed, TimeSink sink) {
   std::vector<Row> batch;  // --rng jax: all rows, so that what it cannot serve is told before anything is generated
   if (o.generate.rng == Rng::jax) {
     while (std::optional<Row> row = rows.next()) batch.push_back(std::move(*row));
   }
   std::size_t taken = 0;
-  Generator generator(gpt, job.tokenizer ? &*job.tokenizer : nullptr, ranks, o.generate);
+  Generator generator(gpt, job.tokenizer ? &*job.tokenizer : nullptr, ranks, o.generate, std::move(sink));
   return generator.run(
       [&]() -> std::optional<Row> {
         if (o.generate.rng == Rng::row) return rows.next();

@@ -57,8 +57,8 @@ class RowQueue {
 /// What is shown of a job that completes them.
 Progress::Figures figures_of(const GenerateStats& stats, const RowQueue& rows);
 
-/// Completes the queue's rows; `proceed` as for Generator::run. Collective.
+/// Completes the queue's rows; `proceed` and `sink` as for Generator. Collective.
 GenerateStats generate_rows(RowQueue& rows, const Gpt& gpt, const Job& job, Communicator& ranks, const GenerateCommandOptions& options,
-                            const std::function<bool(const GenerateStats&)>& proceed);
+                            const std::function<bool(const GenerateStats&)>& proceed, TimeSink sink = {});
 
 }  // namespace kvmesh

@@ -5,6 +5,7 @@
 #include "launch/options.h"
 
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,8 @@ class Metrics {
   void update(const GenerateStats& stats, std::int64_t errors);
   /// The loop has ended and what followed took `finish_seconds` on this rank. Writes a last time and prints, on rank 0, the table. Collective.
   void end(const GenerateStats& stats, std::int64_t errors, double finish_seconds);
+
+  std::span<const std::string> hosts() const { return hosts_; }  ///< names, by rank
 
   /// Since the process began.
   double wall_seconds() const;

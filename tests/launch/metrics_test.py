@@ -101,8 +101,25 @@ class Metrics(CommandLineTest):
                 self.assertEqual(sum(f'rank="{rank}"' in labels and f'part="{part}"' in labels for labels, _ in seconds), 1)
 
     def test_a_metrics_file_that_cannot_be_written(self):
-        for option in ("metrics", "prometheus"):
+        for option in ("metrics", "prometheus", "trace"):
             self.assert_one_line_error(self.job(f"--{option}", self.folder / "nowhere" / "file", ranks=2), 1, f"--{option}: {self.folder}/nowhere/file")
+
+    def test_trace(self):
+        metrics = self.path("metrics.jsonl")
+        self.assertEqual(self.job("--trace", self.path("trace.json"), "--metrics", metrics, ranks=2).returncode, 2)
+        for rank in json.loads(metrics.read_text().splitlines()[-1])["ranks"]:
+            name, *events = json.loads(self.path(f"trace.{rank['rank']}.json").read_text())
+            self.assertEqual((name["pid"], name["args"]["name"]), (rank["rank"], f"rank {rank['rank']} on {rank['host']}"))
+            sums = dict.fromkeys(["prefill", "decode", "sampling", "collectives", "io", "loop"], 0)
+            end = 0
+            for event in events:
+                self.assertEqual((event["ph"], event["pid"]), ("X", rank["rank"]))
+                self.assertGreaterEqual(event["ts"], end - 1, "stretches follow each other")
+                end = event["ts"] + event["dur"]
+                sums[event["name"]] += event["dur"] / 1e6
+            for part in ("prefill", "decode", "sampling"):
+                self.assertAlmostEqual(sums[part], rank[f"{part}_s"], delta=0.02 * rank["wall_s"])
+            self.assertGreater(len(events), 100)
 
     def test_the_bar_on_a_terminal(self):
         ours, theirs = pty.openpty()
