@@ -27,6 +27,7 @@ class ProcessGroup {
   int size() const;
   int local_rank() const;  ///< among the ranks of this host
   int local_size() const;  ///< how many ranks this host has
+  std::chrono::steady_clock::time_point began() const;  ///< when this object was made
   void set_deadline(std::chrono::duration<double> deadline);
 
   Communicator& world();  ///< all ranks, host memory

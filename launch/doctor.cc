@@ -34,10 +34,8 @@ template <typename Body>
 void noting(Facts& facts, std::string_view todo, const Body& body) {
   try {
     body();
-  } catch (const Error& e) {
-    facts.errors.push_back(e.what() + std::string(todo));
-  } catch (const fs::filesystem_error& e) {
-    facts.errors.push_back(fmt::format("{}: {}{}", e.path1().string(), e.code().message(), todo));
+  } catch (const std::exception& e) {
+    facts.errors.push_back(error_of(e).what() + std::string(todo));
   }
 }
 
@@ -51,7 +49,9 @@ void look_at_files(Facts& facts, const GenerateCommandOptions& o, const Job* job
     if (job) check_params(SafetensorsFolder(folder), job->config);
     for (const fs::path& file : files) facts.files[file.filename().string()] = file_hash(file, most_read / std::ssize(files)).substr(0, hash_digits);
   });
-  if (fs::is_regular_file(o.mesh.prompts)) noting(facts, "", [&] { facts.prompts = file_hash(o.mesh.prompts, most_read).substr(0, hash_digits); });
+  noting(facts, "", [&] {
+    if (fs::is_regular_file(o.mesh.prompts)) facts.prompts = file_hash(o.mesh.prompts, most_read).substr(0, hash_digits);
+  });
   noting(facts, "", [&] { facts.binary = file_hash("/proc/self/exe").substr(0, hash_digits); });
 }
 
@@ -129,7 +129,9 @@ bool is_file(const fs::path& output) { return !output.empty() && output != "-" &
 void look_at_output(Facts& facts, const GenerateCommandOptions* o, const Job* job, Communicator& ranks) {
   std::unique_ptr<Probe> probe;
   std::string text;  // as long as a disk is certainly asked for room, and like no other's
-  if (ranks.rank() == 0 && o && is_file(o->mesh.output)) {
+  bool asked = false;
+  if (ranks.rank() == 0 && o) noting(facts, "", [&] { asked = is_file(o->mesh.output); });
+  if (asked) {
     const fs::path& file = o->mesh.output;
     noting(facts, "", [&] {
       check(!fs::is_directory(file), "--output {}: is a folder", file.string());

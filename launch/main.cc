@@ -1,5 +1,6 @@
 // The program that people start: kvmesh COMMAND [options], alone or under mpirun or srun.
 #include "launch/commands.h"
+#include "launch/job/agree.h"
 #include "launch/job/signals.h"
 
 #include <fmt/format.h>
@@ -33,23 +34,14 @@ constexpr const char* usage =
     "  bench      how fast prefill and decode are, beside what the machine can do\n"
     "  --version  what was compiled in\n";
 
-struct Failure {
-  int code;
-  std::string message;
-};
-
-// Runs `body`; what it throws becomes an exit code and a sentence.
+// Runs `body`; what it throws, as an Error.
 template <typename Body>
-std::optional<Failure> guarded(const Body& body) {
+std::optional<Error> guarded(const Body& body) {
   try {
     body();
     return std::nullopt;
-  } catch (const Error& e) {
-    return Failure{static_cast<int>(e.fault()), e.what()};
-  } catch (const std::bad_alloc&) {
-    return Failure{static_cast<int>(Fault::rank), "out of memory"};
   } catch (const std::exception& e) {
-    return Failure{static_cast<int>(Fault::rank), e.what()};
+    return error_of(e);
   }
 }
 
@@ -71,8 +63,8 @@ int run_alone(const Command& command) {
     if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) fail(Fault::io, "standard output: {}", std::strerror(errno));
   });
   if (failure) {
-    fmt::print(stderr, "kvmesh: {}\n", failure->message);
-    return failure->code;
+    fmt::print(stderr, "kvmesh: {}\n", failure->what());
+    return static_cast<int>(failure->fault());
   }
   return code;
 }
@@ -105,12 +97,12 @@ int run_on_mesh(int (*command)(std::span<const std::string>, ProcessGroup&), std
   // A fault that all ranks have met alike (a wrong option, say) is told once and ends the job in order. Else this rank tells it and
   // ends the others, which may still be computing or waiting for it; the delay leaves the telling to the lowest rank at fault.
   if (group.all_arrive(std::chrono::seconds(2))) {
-    if (group.rank() == 0) fmt::print(stderr, "kvmesh: {}\n", failure->message);
-    return failure->code;
+    if (group.rank() == 0) fmt::print(stderr, "kvmesh: {}\n", failure->what());
+    return static_cast<int>(failure->fault());
   }
   std::this_thread::sleep_for(std::chrono::milliseconds(100) * group.rank());
-  fmt::print(stderr, "kvmesh: [rank {}] {}\n", group.rank(), failure->message);
-  group.abort(failure->code);
+  fmt::print(stderr, "kvmesh: [rank {}] {}\n", group.rank(), failure->what());
+  group.abort(static_cast<int>(failure->fault()));
 }
 
 }  // namespace

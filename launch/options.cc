@@ -104,7 +104,7 @@ ModelConfig parse_shape(const std::string& text) {
 
 std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std::string> args, bool speak, std::string_view command) {
   GenerateCommandOptions o;
-  std::string checkpoint, prompts, output, rng = "row", sync = "tokens", pad = "power-of-two";
+  std::string checkpoint, prompts, output, metrics, prometheus, trace, rng = "row", sync = "tokens", pad = "power-of-two", shards = "shared";
   std::int64_t seed = 0;
   std::optional<std::int32_t> logprobs;
   po::options_description options("Options");
@@ -126,8 +126,15 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
       ("logprobs", po::value<std::int32_t>()->value_name("N")->notifier([&](std::int32_t n) { logprobs = n; }), "log-probabilities of the new tokens, and the N best")        //
       ("pad", value(pad, "MODE"), "left-pad a batch to power-of-two or longest; changes no result")                     //
       ("sync", value(sync, "WHAT"), "what the ranks gather each step: tokens, or logits, which every rank then samples and compares")  //
+      ("sync-every", value(o.generate.sync_every, "STEPS"), "steps that a rank takes by itself between two meetings of the ranks, at which rows enter; changes no result")  //
       ("prefill-chunk", value(o.generate.prefill_chunk, "N"), "prompt tokens that a rank prefills between two decode steps at most; changes no result")  //
       ("static-batches", po::bool_switch(&o.generate.static_batches), "rows enter only when the whole batch has finished")  //
+      ("shards", value(shards, "HOW"), "shared: a row goes to whichever rank has room; static: row i to rank i mod ranks; changes no result")  //
+      ("sentinel", value(o.generate.sentinel, "STEPS"), "every so many steps a 256th of the weights in memory is compared with the other ranks'; 0: never")  //
+      ("metrics", value(metrics, "FILE"), "where the time goes, a JSON line every --metrics-interval; appended")  //
+      ("prometheus", value(prometheus, "FILE"), "the same as Prometheus' text, replaced every --metrics-interval")  //
+      ("trace", value(trace, "FILE"), "every stretch of each rank's time in Chrome's trace format, one file a rank: its number goes before FILE's extension")  //
+      ("metrics-interval", value(o.metrics.interval, "SECONDS"), "between two of them")  //
       ("fresh", po::bool_switch(&o.fresh), "start over instead of going on with what --output FILE already has");
   if (!parse(args, options, fmt::format("kvmesh {} --checkpoint DIR (--prompts FILE | --prompt TEXT …) [--output FILE | -]", command), speak)) return std::nullopt;
   check(!checkpoint.empty(), "--checkpoint DIR is required");
@@ -145,6 +152,9 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   check(o.generate.samples >= 1 && o.generate.samples <= 1 << 20, "--samples {}: must be 1 to {}", o.generate.samples, 1 << 20);
   check(!logprobs || (*logprobs >= 0 && *logprobs < 1 << 20), "--logprobs {}: must be 0 or more, and no more than the vocabulary", logprobs.value_or(0));
   check(o.generate.prefill_chunk >= 1, "--prefill-chunk {}: must be 1 or more", o.generate.prefill_chunk);
+  check(o.generate.sync_every >= 1 && o.generate.sync_every <= 1 << 20, "--sync-every {}: must be 1 to {}", o.generate.sync_every, 1 << 20);
+  check(o.generate.sentinel >= 0, "--sentinel {}: must be 0 or more", o.generate.sentinel);
+  check(o.metrics.interval > 0, "--metrics-interval {}: must be positive", o.metrics.interval);
   for (const std::string& stop : o.row.stop) {
     check(!stop.empty(), "--stop: the text is empty");
     check(valid_utf8_prefix(stop) == stop.size(), "--stop \"{}\": is not UTF-8 text", to_valid_utf8(stop));
@@ -154,6 +164,10 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   o.generate.logprobs = logprobs.value_or(-1);
   o.generate.rng = choose<Rng>("rng", rng, {{"row", Rng::row}, {"jax", Rng::jax}});
   o.generate.sync = choose<Sync>("sync", sync, {{"tokens", Sync::tokens}, {"logits", Sync::logits}});
+  o.generate.shards = choose<Shards>("shards", shards, {{"shared", Shards::shared}, {"static", Shards::fixed}});
+  o.metrics.file = metrics;
+  o.metrics.prometheus = prometheus;
+  o.metrics.trace = trace;
   o.generate.pad = choose<Pad>("pad", pad, {{"power-of-two", Pad::power_of_two}, {"longest", Pad::longest}});
   return o;
 }

@@ -30,8 +30,16 @@ struct RowDefaults {
   bool ignore_eos = false;
 };
 
+/// What a job tells of itself while it runs.
+struct MetricsOptions {
+  std::filesystem::path file, prometheus;  ///< empty: none
+  double interval = 10;                    ///< seconds
+  std::filesystem::path trace;             ///< empty: none
+};
+
 struct GenerateCommandOptions {
   MeshOptions mesh;
+  MetricsOptions metrics;
   std::vector<std::string> prompt;  ///< --prompt, instead of --prompts
   RowDefaults row;
   GenerateOptions generate;

@@ -3,7 +3,9 @@
 
 #include <chrono>
 #include <cstring>
+#include <filesystem>
 #include <future>
+#include <new>
 #include <numeric>
 
 namespace kvmesh {
@@ -12,6 +14,15 @@ namespace {
 constexpr std::chrono::milliseconds sign_of_life{200};
 
 }  // namespace
+
+Error error_of(const std::exception& thrown) {
+  if (const auto* error = dynamic_cast<const Error*>(&thrown)) return *error;
+  if (const auto* file = dynamic_cast<const std::filesystem::filesystem_error*>(&thrown)) {  // a name that is too long, a folder that may not be looked into
+    return Error(Fault::usage, fmt::format("{}: {}", file->path1().string(), file->code().message()));
+  }
+  if (dynamic_cast<const std::bad_alloc*>(&thrown)) return Error(Fault::rank, "out of memory");
+  return Error(Fault::rank, thrown.what());
+}
 
 std::int64_t from_first_rank(Communicator& ranks, std::int64_t value) {
   const Tensor t = host_tensor(DType::i64, {1});
@@ -65,12 +76,10 @@ void on_first_rank(Communicator& ranks, const std::function<void()>& body) {
     while (done.wait_for(sign_of_life) != std::future_status::ready) from_first_rank(ranks, busy);
     try {
       done.get();
-    } catch (const Error& e) {
-      fault = static_cast<std::int64_t>(e.fault());
-      message = e.what();
     } catch (const std::exception& e) {
-      fault = static_cast<std::int64_t>(Fault::rank);
-      message = e.what();
+      const Error error = error_of(e);
+      fault = static_cast<std::int64_t>(error.fault());
+      message = error.what();
     }
     from_first_rank(ranks, fault);
   } else {

@@ -3,11 +3,15 @@
 
 #include "comm/communicator.h"
 
+#include <exception>
 #include <functional>
 #include <string>
 #include <vector>
 
 namespace kvmesh {
+
+/// What was thrown, as the Error that a user is told.
+Error error_of(const std::exception& thrown);
 
 /// Runs `body` on rank 0, on a thread of its own where there are other ranks (it must not communicate); they wait for it as long as that
 /// rank gives signs of life. When it throws an Error, every rank throws that Error. Collective.

@@ -29,6 +29,9 @@ void add_job(Facts& facts, const GenerateCommandOptions& o, const Job& job, cons
   facts.options["batch-size"] = std::to_string(o.generate.batch_size);
   facts.options["mesh"] = to_string(Mesh::parse(o.mesh.mesh, group.size()));
   facts.options["prefill-chunk"] = std::to_string(o.generate.prefill_chunk);
+  facts.options["sync-every"] = std::to_string(o.generate.sync_every);
+  facts.options["sentinel"] = std::to_string(o.generate.sentinel);
+  facts.options["shards"] = o.generate.shards == Shards::shared ? "shared" : "static";
   facts.options["static-batches"] = o.generate.static_batches ? "on" : "off";
   facts.options["sync"] = o.generate.sync == Sync::tokens ? "tokens" : "logits";
   for (std::size_t i = 0; i < o.prompt.size(); ++i) facts.options[fmt::format("prompt ({})", i)] = Json(o.prompt[i]).dump(-1, ' ', false, Json::error_handler_t::replace);

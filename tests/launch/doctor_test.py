@@ -159,6 +159,7 @@ class Doctor(CommandLineTest):
         for output, part in (("/proc/out.jsonl", "/proc/out.jsonl"), (self.path("none") / "out.jsonl", "No such file")):
             self.expect(self.start([MPIRUN, "-np", 2, *self.words("--output", output)]), 1, ["error", "rank 0 on", "--output", part])
         self.expect(self.start(self.words("--output", self.folder)), 1, ["--output", "is a folder"])
+        self.expect(self.start([MPIRUN, "-np", 2, *self.words("--output", "x" * 300)]), 1, ["error", "rank 0 on", "File name too long"])
 
     @unittest.skipUnless(allowed("unshare", "--mount", "true"), "no mount namespaces")
     def test_disks(self):

@@ -131,7 +131,7 @@ class Original : public ::testing::TestWithParam<std::string> {
               row.top_k = top_k;
               return row;
             },
-            [&](const Row& row, Completion&& completion) { out[static_cast<std::size_t>(row.index)] = std::move(completion.tokens); }, [] { return true; });
+            [&](const Row& row, Completion&& completion) { out[static_cast<std::size_t>(row.index)] = std::move(completion.tokens); }, [](const GenerateStats&) { return true; });
     return out;
   }
 };
