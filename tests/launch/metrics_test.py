@@ -76,7 +76,7 @@ class Metrics(CommandLineTest):
     def test_a_job_that_goes_on_appends(self):
         file = self.path("metrics.jsonl")
         for _ in range(2):
-            self.assertEqual(self.job("--metrics", file, "--fresh").returncode, 2)
+            self.assertEqual(self.job("--metrics", file, "--metrics-interval", 1000, "--fresh").returncode, 2)
         self.assertEqual([json.loads(line)["last"] for line in file.read_text().splitlines()], [True, True])
 
     def test_prometheus(self):
