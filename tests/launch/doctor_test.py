@@ -4,6 +4,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -41,6 +42,8 @@ class Doctor(CommandLineTest):
     def expect(self, done, code, *lines, ignore="threads on"):
         """Exit code and findings: a list of parts each, that are in one line. A machine with few cores may say so."""
         found = [line for line in done.stderr.splitlines() if not (ignore and ignore in line)]
+        if code == 0:  # without what generate says in the end
+            found = [line for line in found if re.match("kvmesh: (note|warning|error): ", line)]
         said = f"{done.stdout}\n{done.stderr}"
         self.assertEqual(done.returncode, code, said)
         self.assertEqual(len(found), len(lines), said)
@@ -85,7 +88,7 @@ class Doctor(CommandLineTest):
     def test_more_threads_than_cores(self):
         for command in ("doctor", "generate"):
             done = self.start([MPIRUN, "-np", 2, *self.words(command=command, threads=CORES)])
-            self.expect(done, 0, *[["warning", "all ranks", f"{2 * CORES} threads on {CORES} core"], *([["20 rows"]] if command == "generate" else [])], ignore="")
+            self.expect(done, 0, ["warning", "all ranks", f"{2 * CORES} threads on {CORES} core"], ignore="")
 
     @unittest.skipIf(CORES < 2, "one core")
     def test_binding(self):
@@ -217,7 +220,7 @@ class Doctor(CommandLineTest):
     def test_too_little_memory(self):
         for command in ("doctor", "generate"):
             done = self.start(self.words("--batch-size", 100000, "--max-new-tokens", 3, checkpoint=self.long, command=command))
-            self.expect(done, 0, ["warning", "100000 rows would need", "--batch-size"], *([["20 rows"]] if command == "generate" else []))
+            self.expect(done, 0, ["warning", "100000 rows would need", "--batch-size"])
 
     def limited(self, controller, old, new):
         """A cgroup of our own, or the test is skipped: what to put before a command so that it runs in there."""
