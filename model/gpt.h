@@ -25,7 +25,6 @@ class Gpt {
   struct Workspace {
     Workspace(const Gpt& gpt, std::int64_t tokens);
     std::int64_t tokens;
-    Tensor ids;          // i32 [tokens]
     Tensor x, normed;    // [tokens, D]
     Tensor qkv;          // [tokens, (H + 2·K)·h]
     Tensor q, attended;  // [tokens, H·h]

@@ -1,10 +1,11 @@
 // Every collective, of every dtype, against what the rank works out alone. Sums are of whole numbers that every order adds exactly. By default
-// between hosts' memories; with KVMESH_TEST_NCCL=1 by NCCL, between the memories of the devices that KVMESH_TEST_DEVICE says.
+// between hosts' memories; with KVMESH_TEST_NCCL=1 by NCCL, between the memories of the devices that KVMESH_TEST_DEVICE
+// says.
 #include "tests/comm/mpi_main.h"
 
 #include "comm/mpi.h"
 #include "comm/nccl.h"
-#include "runtime/device.h"
+#include "tests/runtime/test_device.h"
 
 #include <gmock/gmock-matchers.h>
 
@@ -25,18 +26,17 @@ constexpr DType all_dtypes[] = {DType::u8, DType::i32, DType::i64, DType::u64, D
 
 bool by_nccl() { return std::getenv("KVMESH_TEST_NCCL") != nullptr; }
 
+GpuChoice gpu() { return choose_gpu(*group, true); }
+
 /// Where the tensors lie.
 Device& memory() {
-  static const std::unique_ptr<Device> device = [] {
-    const char* kind = std::getenv("KVMESH_TEST_DEVICE");
-    return make_device(kind ? kind : "cpu", {.threads = 1});
-  }();
+  static const std::unique_ptr<Device> device = on_cuda() ? make_device("cuda", {.gpu = gpu().index}) : make_device("cpu", {.threads = 1});
   return *device;
 }
 
 std::unique_ptr<Communicator> make_communicator(Seconds deadline) {
   const auto shared = std::make_shared<Deadline>(Deadline{deadline});
-  return by_nccl() ? make_nccl_communicator(*group, shared, nullptr, choose_gpu(*group, true).shared) : make_mpi_communicator(Ranks::all, shared);
+  return by_nccl() ? make_nccl_communicator(*group, shared, nullptr, gpu().shared) : make_mpi_communicator(Ranks::all, shared);
 }
 
 /// The communicators that must behave alike: all ranks, this host's, one that sends in pieces of 100003 bytes; or NCCL's.
@@ -51,18 +51,12 @@ std::vector<Communicator*> communicators() {
 
 Communicator& world() { return *communicators()[0]; }
 
-/// `host`, where the communicators' tensors lie.
-Tensor put(const Tensor& host) {
-  const Tensor t = memory().empty(host.dtype(), host.shape());
-  memory().copy(host, t);
-  return t;
-}
+/// `host`, where the communicators' tensors lie, and back.
+Tensor put(const Tensor& host) { return up(memory(), host); }
 
 Tensor get(const Tensor& t) {
   world().wait();
-  const Tensor host = host_tensor(t.dtype(), t.shape());
-  memory().copy(t, host);
-  return host;
+  return down(memory(), t);
 }
 
 /// Byte i of what rank r sends.
@@ -85,6 +79,7 @@ Tensor scribbled(DType dtype, Shape shape) {
 class Collectives : public ::testing::Test {
   void SetUp() override {
     try {
+      memory();
       communicators();
     } catch (const Error& e) {
       if (e.fault() != Fault::usage) throw;
