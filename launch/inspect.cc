@@ -7,6 +7,7 @@
 #include "model/checkpoint.h"
 #include "model/safetensors.h"
 #include "runtime/cpu/isa.h"
+#include "runtime/device.h"
 
 #include <fmt/format.h>
 
@@ -41,8 +42,8 @@ int version_command() {
   using namespace cpu;
   std::string sets;
   for (int i = 0; i <= static_cast<int>(best_isa()); ++i) sets += (i ? ", " : "") + std::string(isa_names[i]);
-  fmt::print("kvmesh {} (build {})\nMPI: {}\nNCCL: not compiled in\ncuDNN: not compiled in\nCUDA: not compiled in\nCPU instruction sets: {} (compiled in: scalar, avx2, avx512, avx512_bf16)\n",
-             version_text(), build_text(), mpi_version(), sets);
+  fmt::print("kvmesh {} (build {})\nMPI: {}\nNCCL: not compiled in\ncuDNN: not compiled in\nCUDA: {}\nCPU instruction sets: {} (compiled in: scalar, avx2, avx512, avx512_bf16)\n",
+             version_text(), build_text(), mpi_version(), cuda_versions(), sets);
   return 0;
 }
 

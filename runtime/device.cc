@@ -134,12 +134,20 @@ void Device::sample(const Tensor& logits, std::span<const SampleRow> rows, const
   if (count > 0) do_sample(logits, rows, out);
 }
 
+std::string cuda_versions() {
+#ifdef KVMESH_CUDA
+  return cuda::versions();
+#else
+  return "not compiled in";
+#endif
+}
+
 std::unique_ptr<Device> make_device(std::string_view kind, const DeviceOptions& options) {
   check(kind == "cpu" || kind == "cuda" || kind == "auto", "--device {}: not one of cpu, cuda, auto", kind);
   check(options.threads >= 0, "a device has {} threads: expected 1 or more, or 0 for all", options.threads);
 #ifdef KVMESH_CUDA
   const bool answers = cuda::device_count() > 0;
-  check(kind != "cuda" || answers, "--device cuda: no GPU answers (is there one, and a driver for {}?)", cuda::versions());
+  check(kind != "cuda" || answers, "--device cuda: no GPU answers ({})", cuda::versions());
   if (kind != "cpu" && answers) return cuda::make_device(options);
 #else
   check(kind != "cuda", "--device cuda: this build has no CUDA");

@@ -65,6 +65,9 @@ class Device {
   /// Measures for about a second; nothing else should run on the device meanwhile. flops_per_s is that of matrix products in `dtype`.
   virtual Limits measure_limits(DType dtype) = 0;
 
+  /// Where the operations take their turn: they may return before they are done, in this order (a cudaStream_t); null: they return when they are done.
+  virtual void* queue() const { return nullptr; }
+
   /// Uninitialized memory of the device.
   virtual Tensor empty(DType dtype, Shape shape) = 0;
   /// Between host and device or within the device; returns when `source` may be changed and `target` read.
@@ -117,5 +120,8 @@ struct DeviceOptions {
 
 /// The one factory. kind: "cpu", "cuda", or "auto" (cuda where it is compiled in and a GPU answers, else cpu).
 std::unique_ptr<Device> make_device(std::string_view kind, const DeviceOptions& options);
+
+/// The CUDA versions of this build and machine; "not compiled in".
+std::string cuda_versions();
 
 }  // namespace kvmesh

@@ -18,7 +18,7 @@ int default_threads(const ProcessGroup& group) { return std::max(1, cpu::availab
 Job::Job(const MeshOptions& options, const std::optional<ModelConfig>& shape, ProcessGroup& group) {
   group.set_deadline(std::chrono::duration<double>(options.comm_timeout));
   ShardingRules().check_runnable(Mesh::parse(options.mesh, group.size()));
-  device = make_device(options.device, {options.threads > 0 ? options.threads : default_threads(group)});
+  device = make_device(options.device, {.threads = options.threads > 0 ? options.threads : default_threads(group), .gpu = group.local_rank()});
   config = shape ? *shape : read_config(options.checkpoint / "config.json");
   dtype = options.dtype == "auto" ? config.dtype : options.dtype == "float32" ? DType::f32 : DType::bf16;
   if (!shape) tokenizer = load_tokenizer(options.checkpoint, config);

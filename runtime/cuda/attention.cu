@@ -29,7 +29,7 @@ struct Layout {
 /// Folds one more chunk's result, relative to its maximum `m`, into the earlier ones'.
 struct Fold {
   float a, b;  // what the two are multiplied by
-  __device__ Fold(float& largest, float m) {
+  __device__ __forceinline__ Fold(float& largest, float m) {
     const float both = larger(largest, m);
     a = exp_f32(largest - both);  // 0 where there was nothing: exp_f32 of a not-a-number is 0
     b = exp_f32(m - both);
@@ -43,7 +43,7 @@ class Tile {
   using L = Layout<T, head, warps>;
 
  public:
-  __device__ Tile(const AttentionTask& task, int splits)
+  __device__ __forceinline__ Tile(const AttentionTask& task, int splits)
       : t_(task),
         splits_(splits),
         shared_(dynamic_shared()),
@@ -54,7 +54,7 @@ class Tile {
         q_(lane_ % 4) {}
 
   /// Tokens [token, token + tokens) of segment s.
-  __device__ void run(const Segment& s, std::int64_t token, std::int64_t tokens) {
+  __device__ __forceinline__ void run(const Segment& s, std::int64_t token, std::int64_t tokens) {
     const std::int64_t h = t_.ring.head_dim;
     const std::int64_t first = s.begin - s.start + (token - s.offset);  // the first token's own key
     const std::int64_t ring = (s.place * t_.ring.kv_heads + blockIdx.y) * t_.ring.size * h;
@@ -64,6 +64,7 @@ class Tile {
       const std::int64_t rows = tokens * group_ - row0 < warps * warp_rows ? tokens * group_ - row0 : warps * warp_rows;
       keys_ = first + (row0 + rows - 1) / group_ + 1;
       const std::int64_t oldest_seen = t_.window < 0 ? 0 : first + row0 / group_ - t_.window, oldest = oldest_seen > 0 ? oldest_seen : 0;
+#pragma unroll
       for (int half = 0; half < 2; ++half) {
         const std::int64_t row = warp_ * warp_rows + g_ + 8 * half;
         own_[half] = row < rows ? first + (row0 + row) / group_ : -1;
@@ -109,7 +110,7 @@ class Tile {
 
   /// `rows` rows to shared memory; zeros in those from `valid` on, and beyond head_dim.
   template <typename Address>
-  __device__ void fill(int offset, int stride, int rows, std::int64_t valid, const Address& address) {
+  __device__ __forceinline__ void fill(int offset, int stride, int rows, std::int64_t valid, const Address& address) {
     constexpr int pieces = head * static_cast<int>(sizeof(T)) / 16, of_piece = 16 / static_cast<int>(sizeof(T));
     const int h = static_cast<int>(t_.ring.head_dim);
     const bool whole = h % of_piece == 0;
@@ -121,6 +122,7 @@ class Tile {
       if (whole) {
         copy_16_async(to, from, there);
       } else {
+#pragma unroll
         for (int e = 0; e < of_piece; ++e) to[e] = there && column + e < h ? from[e] : T(0.0f);
       }
     }
@@ -128,7 +130,7 @@ class Tile {
 
   __device__ int stage_at(std::int64_t block) const { return L::kv + static_cast<int>(block % L::stages) * L::stage; }
 
-  __device__ void fill_block(const Segment& s, std::int64_t block) {
+  __device__ __forceinline__ void fill_block(const Segment& s, std::int64_t block) {
     const std::int64_t key = block * block_keys, size = t_.ring.size, first = (s.start + key) % size, valid = keys_ - key, h = t_.ring.head_dim;
     const auto slot = [=](std::int64_t j) { return (first + j < size ? first + j : first + j - size) * h; };
     fill(stage_at(block), L::k_stride, block_keys, valid, [&](std::int64_t j) { return k_ + slot(j); });
@@ -136,8 +138,10 @@ class Tile {
   }
 
   /// Blocks [begin, end) of keys; the last chunk is folded too where the tile is `alone`.
-  __device__ void attend(const Segment& s, std::int64_t begin, std::int64_t end, bool alone) {
+  __device__ __forceinline__ void attend(const Segment& s, std::int64_t begin, std::int64_t end, bool alone) {
+#pragma unroll
     for (int half = 0; half < 2; ++half) folded_largest_[half] = -infinity, folded_sum_[half] = 0;
+#pragma unroll
     for (int i = 0; i < head / 8 * 4; ++i) folded(i) = 0;
     new_chunk();
     if (L::stages == 2) fill_block(s, begin);
@@ -161,16 +165,19 @@ class Tile {
     }
   }
 
-  __device__ void new_chunk() {
+  __device__ __forceinline__ void new_chunk() {
+#pragma unroll
     for (int half = 0; half < 2; ++half) largest_[half] = -infinity, sum_[half] = 0;
+#pragma unroll
     for (auto& column : out_) {
+#pragma unroll
       for (float& x : column) x = 0;
     }
   }
 
-  __device__ float& folded(int i) const { return reinterpret_cast<float*>(shared_ + L::folded)[(warp_ * (head / 8 * 4) + i) * 32 + lane_]; }
+  __device__ __forceinline__ float& folded(int i) const { return reinterpret_cast<float*>(shared_ + L::folded)[(warp_ * (head / 8 * 4) + i) * 32 + lane_]; }
 
-  __device__ void scores(const std::byte* keys, float (&score)[block_keys / 8][4]) const {
+  __device__ __forceinline__ void scores(const std::byte* keys, float (&score)[block_keys / 8][4]) const {
     const std::byte* query = shared_ + L::q + (warp_ * warp_rows + g_) * L::k_stride;
     if constexpr (L::bf16) {
 #pragma unroll
@@ -186,9 +193,12 @@ class Tile {
     } else {
       const float* low = reinterpret_cast<const float*>(query);
       const float* high = reinterpret_cast<const float*>(query + 8 * L::k_stride);
+#pragma unroll
       for (int n = 0; n < block_keys / 8; ++n) {
+#pragma unroll
         for (int c = 0; c < 2; ++c) {
           const float* key = reinterpret_cast<const float*>(keys + (n * 8 + 2 * q_ + c) * L::k_stride);
+#pragma unroll
           for (int d = 0; d < t_.ring.head_dim; ++d) {
             score[n][c] = fmaf(low[d], key[d], score[n][c]);
             score[n][2 + c] = fmaf(high[d], key[d], score[n][2 + c]);
@@ -199,7 +209,7 @@ class Tile {
   }
 
   /// Scores become weights relative to the chunk's largest score so far; what was summed before is brought to the same measure.
-  __device__ void weigh(std::int64_t block, float (&score)[block_keys / 8][4]) {
+  __device__ __forceinline__ void weigh(std::int64_t block, float (&score)[block_keys / 8][4]) {
     const float scale = 1.0f / sqrtf(static_cast<float>(t_.ring.head_dim));
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -215,6 +225,7 @@ class Tile {
           largest = larger(largest, x);
         }
       }
+#pragma unroll
       for (int lanes = 1; lanes <= 2; lanes *= 2) largest = larger(largest, __shfl_xor_sync(all_lanes, largest, lanes));
       const float now = larger(largest_[half], largest), decay = exp_f32(largest_[half] - now);
       float sum = 0;
@@ -233,7 +244,7 @@ class Tile {
   __device__ static std::uint32_t pair(float low, float high) { return bfloat16(low).bits | static_cast<std::uint32_t>(bfloat16(high).bits) << 16; }
   __device__ static float left_over(float x) { return x - to_float(bfloat16(x)); }
 
-  __device__ void add_values(const std::byte* values, const float (&weight)[block_keys / 8][4]) {
+  __device__ __forceinline__ void add_values(const std::byte* values, const float (&weight)[block_keys / 8][4]) {
     if constexpr (L::bf16) {
 #pragma unroll
       for (int k = 0; k < block_keys / 16; ++k) {
@@ -249,6 +260,7 @@ class Tile {
         for (int d = 0; d < head / 8; d += 2) {
           std::uint32_t v[4];  // keys 0 … 7 and 8 … 15 of columns 8d …, then of the next eight
           load_matrices_transposed(v, row + d * 16);
+#pragma unroll
           for (int i = 0; i < 2; ++i) {
             mma_bf16(out_[d + i], a[0], a[1], a[2], a[3], v[2 * i], v[2 * i + 1]);
             mma_bf16(out_[d + i], rest[0], rest[1], rest[2], rest[3], v[2 * i], v[2 * i + 1]);
@@ -257,13 +269,17 @@ class Tile {
       }
     } else {
       float* p = reinterpret_cast<float*>(shared_ + L::weights) + warp_ * warp_rows * block_keys;
+#pragma unroll
       for (int n = 0; n < block_keys / 8; ++n) {
+#pragma unroll
         for (int i = 0; i < 4; ++i) p[(g_ + i / 2 * 8) * block_keys + n * 8 + 2 * q_ + i % 2] = weight[n][i];
       }
       __syncwarp();
       for (int key = 0; key < block_keys; ++key) {
         const float* v = reinterpret_cast<const float*>(values + key * L::v_stride);
+#pragma unroll
         for (int i = 0; i < head / 8; ++i) {
+#pragma unroll
           for (int c = 0; c < 4; ++c) out_[i][c] = fmaf(p[(g_ + c / 2 * 8) * block_keys + key], v[i * 8 + 2 * q_ + c % 2], out_[i][c]);
         }
       }
@@ -272,25 +288,31 @@ class Tile {
   }
 
   /// A row's sum lies with the four lanes that share it.
-  __device__ void gather_sums() {
+  __device__ __forceinline__ void gather_sums() {
+#pragma unroll
     for (int half = 0; half < 2; ++half) {
+#pragma unroll
       for (int lanes = 1; lanes <= 2; lanes *= 2) sum_[half] = sum_[half] + __shfl_xor_sync(all_lanes, sum_[half], lanes);
     }
   }
 
-  __device__ void fold_chunk() {
+  __device__ __forceinline__ void fold_chunk() {
     gather_sums();
+#pragma unroll
     for (int half = 0; half < 2; ++half) {
       const Fold fold(folded_largest_[half], largest_[half]);
       folded_sum_[half] = fold(folded_sum_[half], sum_[half]);
+#pragma unroll
       for (int i = 0; i < head / 8; ++i) {
+#pragma unroll
         for (int c = 2 * half; c < 2 * half + 2; ++c) folded(4 * i + c) = fold(folded(4 * i + c), out_[i][c]);
       }
     }
     new_chunk();
   }
 
-  __device__ void write_out(std::int64_t token, std::int64_t row0) {
+  __device__ __forceinline__ void write_out(std::int64_t token, std::int64_t row0) {
+#pragma unroll
     for (int i = 0; i < head / 8 * 4; ++i) {
       const int half = i % 4 / 2, column = i / 4 * 8 + 2 * q_ + i % 2;
       if (own_[half] < 0 || column >= t_.ring.head_dim) continue;
@@ -302,12 +324,15 @@ class Tile {
   /// Of chunk z of a (token, head) pair: output [head_dim], maximum, sum.
   __device__ float* partial(std::int64_t pair, std::int64_t z) const { return t_.partial + (pair * splits_ + z) * (t_.ring.head_dim + 2); }
 
-  __device__ void write_partial(std::int64_t token, std::int64_t row0) {
+  __device__ __forceinline__ void write_partial(std::int64_t token, std::int64_t row0) {
     gather_sums();
+#pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (own_[half] < 0) continue;
       float* to = partial(at(token, row0 + warp_ * warp_rows + g_ + 8 * half), blockIdx.z);
+#pragma unroll
       for (int i = 0; i < head / 8; ++i) {
+#pragma unroll
         for (int c = 0; c < 2; ++c) {
           const int column = i * 8 + 2 * q_ + c;
           if (column < t_.ring.head_dim) to[column] = out_[i][2 * half + c];
@@ -318,7 +343,7 @@ class Tile {
   }
 
   /// Of the blocks that have the token's chunks, the last to come here folds them. Only decoded tokens are split: one a segment.
-  __device__ void fold_partials(std::int64_t token, std::int64_t own) {
+  __device__ __forceinline__ void fold_partials(std::int64_t token, std::int64_t own) {
     const std::int64_t oldest_seen = t_.window < 0 ? 0 : own - t_.window, first_chunk = (oldest_seen > 0 ? oldest_seen : 0) / chunk_keys;
     const std::int64_t chunks = own / chunk_keys + 1 - first_chunk, h = t_.ring.head_dim;
     if (chunks == 1) return;

@@ -190,8 +190,11 @@ __global__ void __launch_bounds__(wide_threads) wide_kernel(LinearTask t) {
     }
     if ((step + 1) * stage_tiles % span_tiles == 0 || step + 1 == steps) add_span();
   }
+#pragma unroll
   for (int r = 0; r < 4; ++r) {
+#pragma unroll
     for (int c = 0; c < 4; ++c) {
+#pragma unroll
       for (int i = 0; i < 4; ++i) {
         write_out(t, first_row + warp_row + r * 16 + g + i / 2 * 8, (first_tile + warp_tile + c) * tile_columns + 2 * q + i % 2, total[r][c][i]);
       }
@@ -233,7 +236,9 @@ __global__ void __launch_bounds__(f32_threads) f32_kernel(LinearTask t) {
     }
     __syncthreads();
   }
+#pragma unroll
   for (int r = 0; r < 2; ++r) {
+#pragma unroll
     for (int i = 0; i < 4; ++i) write_out(t, first_row + row + r, blockIdx.x * f32_columns + column + i, sum[r][i]);
   }
 }
