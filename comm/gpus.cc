@@ -19,7 +19,7 @@ std::vector<GpuChoice> choose_gpus(std::span<const std::vector<std::string>> vis
     const std::vector<std::string>& gpus = visible[r];
     check(!gpus.empty(), "--device cuda: no GPU answers to rank {} of this host's {}", r, visible.size());
     const auto gpu = std::min_element(gpus.begin(), gpus.end(), fewer);
-    check(share || users[*gpu] == 0, "{} ranks on this host, but {} GPU{} ({} seen by rank {}): start as many ranks as GPUs, or let ranks share them", visible.size(),
+    check(share || users[*gpu] == 0, "{} ranks on this host, but {} GPU{} ({} seen by rank {}): start as many ranks as GPUs, or give --share-gpus", visible.size(),
           users.size(), users.size() == 1 ? "" : "s", gpus.size(), r);
     ++users[*gpu];
     choices.push_back({static_cast<int>(gpu - gpus.begin()), false});

@@ -243,6 +243,7 @@ GpuChoice choose_gpu(ProcessGroup& group, bool share) {
   host.all_gather(count, counts);
   std::int64_t total = 0;
   for (const std::int64_t c : counts.span<std::int64_t>()) total += c;
+  if (total == 0) return {};
   const Tensor names = host_tensor(DType::u8, {n, bus_id_bytes}), all = host_tensor(DType::u8, {total, bus_id_bytes});
   std::uint8_t* own_name = names.data<std::uint8_t>();
   for (const std::string& gpu : mine) {

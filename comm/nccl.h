@@ -11,7 +11,8 @@
 
 namespace kvmesh {
 
-/// Collective over the ranks of this host. `share`: ranks may share GPUs where they outnumber them (choose_gpus).
+/// Collective over the ranks of this host; as choose_gpus. The first, where none of these ranks sees any or the build has no CUDA: whoever asks
+/// for it will say so.
 GpuChoice choose_gpu(ProcessGroup& group, bool share);
 
 /// Collective over all ranks, each on the current CUDA device. Tensors lie in that device's memory; collectives take their turn on `stream` (a

@@ -3,7 +3,7 @@
 
 namespace kvmesh {
 
-GpuChoice choose_gpu(ProcessGroup&, bool) { fail(Fault::usage, "--device cuda: this build has no CUDA"); }
+GpuChoice choose_gpu(ProcessGroup&, bool) { return {}; }
 
 std::unique_ptr<Communicator> make_nccl_communicator(ProcessGroup&, std::shared_ptr<Deadline>, void*, bool) {
   fail(Fault::usage, "--device cuda: this build has no NCCL");

@@ -58,6 +58,7 @@ int generate_command(std::span<const std::string> args, ProcessGroup& group) {
   if (!parsed) return 0;
   const GenerateCommandOptions& o = *parsed;
   Job job(o.mesh, group);
+  if (o.generate.sync == Sync::logits) job.join_devices(group);
   Communicator& ranks = group.world();
   LineSource lines = open_lines(o, job, ranks);
   std::unique_ptr<Output> output;  // rank 0's

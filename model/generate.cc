@@ -32,10 +32,11 @@ std::uint64_t hash_words(std::span<const std::int32_t> words) {
 
 }  // namespace
 
-Generator::Generator(const Gpt& gpt, const Tokenizer* tokenizer, Communicator& ranks, GenerateOptions options)
+Generator::Generator(const Gpt& gpt, const Tokenizer* tokenizer, Communicator& ranks, GenerateOptions options, Communicator* device_ranks)
     : gpt_(gpt),
       tokenizer_(tokenizer),
       ranks_(ranks),
+      logits_ranks_(device_ranks ? *device_ranks : ranks),
       options_(options),
       cache_(gpt.device(), gpt.config(), gpt.dtype(), kvmesh::split(options.batch_size, ranks.size(), ranks.rank()).size(), gpt.config().seqlen),
       workspace_(gpt, Gpt::chunk_tokens),
@@ -269,9 +270,9 @@ Tensor Generator::synchronize(const Tensor& logits, std::span<const std::vector<
     all.insert(all.end(), order.begin(), order.end());
   }
   const auto total = static_cast<std::int64_t>(all.size());
-  const auto timed_gather = [&](const Tensor& in, const Tensor& out) {
+  const auto timed_gather = [&](Communicator& among, const Tensor& in, const Tensor& out) {
     const auto from = Clock::now();
-    ranks_.all_gather_ragged(in, counts, out);
+    among.all_gather_ragged(in, counts, out);
     stats_.sync_seconds += seconds_since(from);
   };
   const auto timed_draw = [&](std::span<const std::size_t> places, const Tensor& from_logits) {
@@ -284,13 +285,13 @@ Tensor Generator::synchronize(const Tensor& logits, std::span<const std::vector<
     const Tensor mine = timed_draw(orders[static_cast<std::size_t>(ranks_.rank())], logits);
     if (ranks_.size() == 1) return mine;
     Tensor records = host_tensor(DType::i32, {total, record_words(options_)});
-    timed_gather(mine, records);
+    timed_gather(ranks_, mine, records);
     return records;
   }
   Tensor gathered = logits;
   if (ranks_.size() > 1) {
     gathered = gpt_.device().empty(DType::f32, {total, gpt_.config().vocab_size});
-    timed_gather(logits, gathered);
+    timed_gather(logits_ranks_, logits, gathered);
   }
   const Tensor records = timed_draw(all, gathered);
   check_agreement(ranks_, hash_words(records.span<std::int32_t>()), "the drawn tokens");

@@ -68,8 +68,9 @@ struct GenerateStats {
 
 class Generator {
  public:
-  /// Borrows all of them. tokenizer may be null: then there are no stop strings.
-  Generator(const Gpt& gpt, const Tokenizer* tokenizer, Communicator& ranks, GenerateOptions options);
+  /// Borrows all of them. tokenizer may be null: then there are no stop strings. `device_ranks` is between the memories in which the logits lie, for
+  /// Sync::logits; null: that is the host's, and `ranks` does it.
+  Generator(const Gpt& gpt, const Tokenizer* tokenizer, Communicator& ranks, GenerateOptions options, Communicator* device_ranks = nullptr);
 
   /// Pulls rows from `next` (nothing: there are no more; not asked again) and hands every finished one to `done`, on every rank the
   /// same rows in the same order. Collective. A difference between ranks in --sync logits is an Error(Fault::rank).
@@ -112,6 +113,7 @@ class Generator {
   const Gpt& gpt_;
   const Tokenizer* tokenizer_;
   Communicator& ranks_;
+  Communicator& logits_ranks_;
   GenerateOptions options_;
   KvCache cache_;                  // this rank's places
   Gpt::Workspace workspace_;

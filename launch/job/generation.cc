@@ -102,7 +102,7 @@ GenerateStats generate_rows(RowQueue& rows, const Gpt& gpt, const Job& job, Comm
   }
   std::size_t taken = 0;
   std::int64_t finished = 0, new_tokens = 0;
-  Generator generator(gpt, job.tokenizer ? &*job.tokenizer : nullptr, ranks, o.generate);
+  Generator generator(gpt, job.tokenizer ? &*job.tokenizer : nullptr, ranks, o.generate, job.device_ranks.get());
   return generator.run(
       [&]() -> std::optional<Row> {
         if (o.generate.rng == Rng::row) return rows.next();

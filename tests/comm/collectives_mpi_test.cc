@@ -36,7 +36,7 @@ Device& memory() {
 
 std::unique_ptr<Communicator> make_communicator(Seconds deadline) {
   const auto shared = std::make_shared<Deadline>(Deadline{deadline});
-  return by_nccl() ? make_nccl_communicator(*group, shared, nullptr, gpu().shared) : make_mpi_communicator(Ranks::all, shared);
+  return by_nccl() ? make_nccl_communicator(*group, shared, memory().queue(), gpu().shared) : make_mpi_communicator(Ranks::all, shared);
 }
 
 /// The communicators that must behave alike: all ranks, this host's, one that sends in pieces of 100003 bytes; or NCCL's.

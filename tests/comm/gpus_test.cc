@@ -44,8 +44,8 @@ TEST(Gpus, WhereASchedulerShowsEachRankItsOwnTheyTakeThat) {
 }
 
 TEST(Gpus, MoreRanksThanGpusIsAnErrorThatNamesBoth) {
-  EXPECT_EQ(error_of(Visible(3, {"a", "b"}), false), "3 ranks on this host, but 2 GPUs (2 seen by rank 2): start as many ranks as GPUs, or let ranks share them");
-  EXPECT_EQ(error_of({{"a"}, {"a"}}, false), "2 ranks on this host, but 1 GPU (1 seen by rank 1): start as many ranks as GPUs, or let ranks share them");
+  EXPECT_EQ(error_of(Visible(3, {"a", "b"}), false), "3 ranks on this host, but 2 GPUs (2 seen by rank 2): start as many ranks as GPUs, or give --share-gpus");
+  EXPECT_EQ(error_of({{"a"}, {"a"}}, false), "2 ranks on this host, but 1 GPU (1 seen by rank 1): start as many ranks as GPUs, or give --share-gpus");
 }
 
 TEST(Gpus, SharedGpusAreDealtOutEvenly) {
