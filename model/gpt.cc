@@ -72,14 +72,17 @@ void Gpt::forward(std::span<const std::int32_t> tokens, std::span<const Segment>
 
 void Gpt::forward_chunk(std::span<const std::int32_t> tokens, std::span<const Segment> segments, std::span<const std::int32_t> wanted,
                         const KvCache& cache, Workspace& workspace, const Tensor& logits) const {
-  const auto t = static_cast<std::int64_t>(tokens.size());
+  const Pass pass = device_.prepare(tokens, segments, wanted);
+  device_.run(pass, {serial_, cache.serial(), workspace.serial, logits.raw()}, [&] { enqueue(pass, std::ssize(tokens), cache, workspace, logits); });
+}
+
+void Gpt::enqueue(const Pass& pass, std::int64_t t, const KvCache& cache, Workspace& workspace, const Tensor& logits) const {
   const auto eps = static_cast<float>(config_.norm_eps);
   const Tensor x = workspace.x.slice(0, t), normed = workspace.normed.slice(0, t);                // [t, D]
   const Tensor qkv = workspace.qkv.slice(0, t);                                                   // [t, (H + 2·K)·h]
   const Tensor q = workspace.q.slice(0, t), attended = workspace.attended.slice(0, t);            // [t, H·h]
   const Tensor hidden = workspace.hidden.slice(0, t);                                             // [t, 4·D]
 
-  const Pass pass = device_.prepare(tokens, segments, wanted);
   device_.gather_rows(weights_.embed, pass.ids, x);
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const GptWeights::Block& block = weights_.blocks[i];
@@ -93,9 +96,10 @@ void Gpt::forward_chunk(std::span<const std::int32_t> tokens, std::span<const Se
     device_.linear(normed, block.fc1, Epilogue::relu_squared, hidden);
     device_.linear(hidden, block.fc2, Epilogue::add, x);
   }
-  if (wanted.empty()) return;
+  const std::int64_t wanted = pass.wanted.numel();
+  if (wanted == 0) return;
   // Only the rows that somebody wants meet the vocabulary. `normed` and then `x` are free to hold them.
-  const Tensor last = workspace.normed.slice(0, std::ssize(wanted)), last_normed = workspace.attended.view({workspace.tokens, config_.d_emb}).slice(0, std::ssize(wanted));
+  const Tensor last = workspace.normed.slice(0, wanted), last_normed = workspace.attended.view({workspace.tokens, config_.d_emb}).slice(0, wanted);
   device_.gather_rows(x, pass.wanted, last);
   device_.rms_norm(last, eps, last_normed);
   const auto cap = static_cast<float>(config_.logit_soft_cap);

@@ -6,6 +6,8 @@
 #include "runtime/cuda/cuda.h"
 #endif
 
+#include <atomic>
+
 namespace kvmesh {
 namespace {
 
@@ -132,6 +134,11 @@ void Device::sample(const Tensor& logits, std::span<const SampleRow> rows, const
   if (out.log_probs.defined()) expect("sample", "log_probs", out.log_probs, DType::f32, {count, 1 + best});
   for (std::size_t r = 0; r < rows.size(); ++r) check(rows[r].forced < vocab, "sample: row {} forces id {} of {}", r, rows[r].forced, vocab);
   if (count > 0) do_sample(logits, rows, out);
+}
+
+std::uint64_t serial_number() {
+  static std::atomic<std::uint64_t> last = 0;
+  return ++last;
 }
 
 std::string cuda_versions() {

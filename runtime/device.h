@@ -7,7 +7,9 @@
 #include "runtime/structs.h"
 #include "runtime/tensor.h"
 
+#include <compare>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -79,6 +81,16 @@ class Device {
   /// the next is prepared.
   virtual Pass prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted) = 0;
 
+  /// What a pass enqueues, besides the pass itself: the serial numbers of all that it works on, and where its result goes.
+  struct Work {
+    std::uint64_t model = 0, cache = 0, workspace = 0;
+    const void* out = nullptr;
+    auto operator<=>(const Work&) const = default;
+  };
+  /// `body` enqueues the operations of `pass` and nothing else. A device may record them and, for a later pass of as many single tokens and the same
+  /// work, repeat the record instead of asking `body`.
+  virtual void run([[maybe_unused]] const Pass& pass, [[maybe_unused]] const Work& work, const std::function<void()>& body) { body(); }
+
   /// Bytes of a packed [k, n] weight; the packed layout starts at 64-byte aligned addresses.
   virtual std::size_t weight_bytes(DType dtype, std::int64_t k, std::int64_t n) const = 0;
   /// Packs host rows `source` [k, n] (f32 or bf16, row-major) into `target`, host memory of weight_bytes(dtype, k, n) bytes.
@@ -117,6 +129,9 @@ struct DeviceOptions {
   int threads = 0;  ///< CPU threads of this rank; 0: as many as it may run on
   int gpu = 0;      ///< which of the GPUs that this process sees
 };
+
+/// 1, 2, …: a number that nothing else in this process has.
+std::uint64_t serial_number();
 
 /// The one factory. kind: "cpu", "cuda", or "auto" (cuda where it is compiled in and a GPU answers, else cpu).
 std::unique_ptr<Device> make_device(std::string_view kind, const DeviceOptions& options);

@@ -52,6 +52,10 @@ CudaDevice::CudaDevice(const DeviceOptions& options) : gpu_(options.gpu) {
   kvmesh::check(properties_.major >= 8, "--device cuda: GPU {} ({}) has compute capability {}.{}; 8.0 or later is needed", gpu_, properties_.name, properties_.major,
                 properties_.minor);
   stream_ = std::make_shared<Stream>();
+  cudaMemPool_t pool = nullptr;  // keeps what is freed: the next step asks for the same again
+  std::uint64_t all = ~std::uint64_t{0};
+  must(cudaDeviceGetDefaultMemPool(&pool, gpu_));
+  must(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all));
   queue_ = {stream_->handle, properties_.multiProcessorCount, properties_.major >= 9};
   for (Upload* upload : {&pass_upload_, &rows_upload_}) must(cudaEventCreateWithFlags(&upload->done, cudaEventDisableTiming));
 }
@@ -102,7 +106,9 @@ Tensor CudaDevice::resident(const Tensor& host) {
 }
 
 void CudaDevice::grow(Tensor& memory, std::size_t bytes) {
-  if (!memory.defined() || memory.bytes() < bytes) memory = empty(DType::u8, {static_cast<std::int64_t>(std::max(bytes, 2 * (memory.defined() ? memory.bytes() : 0)))});
+  if (memory.defined() && memory.bytes() >= bytes) return;
+  graphs_.clear();
+  memory = empty(DType::u8, {static_cast<std::int64_t>(std::max(bytes, 2 * memory.bytes()))});
 }
 
 std::byte* CudaDevice::begin_upload(Upload& upload, std::size_t bytes) {

@@ -6,8 +6,10 @@
 
 #include <cuda_runtime.h>
 
+#include <map>
 #include <memory>
 #include <source_location>
+#include <tuple>
 
 namespace kvmesh::cuda {
 
@@ -17,7 +19,7 @@ void must(cudaError_t status, std::source_location where = std::source_location:
 /// Owned: tensors hold it too, for their memory returns to it in the stream's order.
 struct Stream {
   cudaStream_t handle = nullptr;
-  Stream() { must(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking)); }
+  Stream() { must(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking)); }  // of the current GPU
   ~Stream() { cudaStreamDestroy(handle); }
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
@@ -35,6 +37,7 @@ class CudaDevice final : public Device {
   void copy(const Tensor& source, const Tensor& target) override;
   Tensor resident(const Tensor& host) override;
   Pass prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted) override;
+  void run(const Pass& pass, const Work& work, const std::function<void()>& body) override;
   std::size_t weight_bytes(DType dtype, std::int64_t k, std::int64_t n) const override;
   void pack_weight(const Tensor& source, DType dtype, void* target) const override;
 
@@ -45,6 +48,18 @@ class CudaDevice final : public Device {
     cudaEvent_t done = nullptr;
     ~Upload() { cudaEventDestroy(done); }
   };
+
+  /// A pass's kernels, recorded: how many tokens and wanted rows, on what.
+  struct Graph {
+    cudaGraphExec_t exec = nullptr;
+    ~Graph() {
+      if (exec) cudaGraphExecDestroy(exec);
+    }
+  };
+  using GraphKey = std::tuple<Work, std::int64_t, std::int64_t>;
+  static constexpr std::size_t most_graphs = 256;  ///< then all are forgotten
+
+  void record(Graph& graph, const std::function<void()>& body);
 
   void do_gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out) override;
   void do_rms_norm(const Tensor& x, float eps, const Tensor& out) override;
@@ -67,6 +82,7 @@ class CudaDevice final : public Device {
   std::shared_ptr<Stream> stream_;
   Queue queue_;
   Upload pass_upload_, rows_upload_;
+  std::map<GraphKey, Graph> graphs_;  // of the addresses that memory has now: grow() forgets them
   Tensor partial_, arrived_;  // attention's; arrived_ is zeros between kernels
 };
 

@@ -117,11 +117,11 @@ __global__ void __launch_bounds__(narrow_threads) narrow_kernel(LinearTask t, st
   for (int r = 0; r < row_tiles; ++r) write_out(t, first_row + r * 16 + threadIdx.x / 8, blockIdx.x * tile_columns + threadIdx.x % 8, total[r]);
 }
 
-// Many rows: blocks of 128 × 128 from shared memory, which a pipeline of four stages of 64 k fills. k is a multiple of 8.
+// Many rows: blocks of 128 × 128 from shared memory, which a pipeline of three stages of 64 k fills. k is a multiple of 8.
 constexpr unsigned wide_threads = 256;
-constexpr int wide_rows = 128, wide_columns = 128, stages = 4, stage_tiles = 2;
+constexpr int wide_rows = 128, wide_columns = 128, stages = 3, stage_tiles = 2;
 constexpr std::size_t stage_x = wide_rows * stage_tiles * tile_k * 2, stage_w = wide_columns / tile_columns * stage_tiles * tile_bytes;
-constexpr std::size_t wide_shared = stages * (stage_x + stage_w);
+constexpr std::size_t wide_shared = stages * (stage_x + stage_w);  // 96 KiB: what every GPU has
 static_assert(span_tiles % stage_tiles == 0);
 
 __global__ void __launch_bounds__(wide_threads) wide_kernel(LinearTask t) {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <utility>
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
@@ -37,6 +38,8 @@ struct Block {
   std::vector<Fiber> fibers;
   int size = 0, live = 0;
   int running = 0;
+  int step = 1;  // the turn goes up or down: every other launch the other way, so that no code can rely on who comes first
+  bool begun = false;
   Barrier barrier;
   struct Warp {
     Barrier barrier;
@@ -102,7 +105,7 @@ void switch_to(int to) {
 void yield(int first, int count) {
   for (const auto& [begin, size] : {std::pair(first, count), std::pair(0, block.size)}) {
     for (int i = 1; i < size; ++i) {
-      const int next = begin + (block.running - begin + i) % size;
+      const int next = begin + (block.running - begin + block.step * i + size) % size;
       if (!block.fibers[static_cast<std::size_t>(next)].done) return switch_to(next);
     }
   }
@@ -126,7 +129,7 @@ void wait(Barrier& barrier, int first, int count) {
 }
 
 void start() {
-  arrived(nullptr, block.live == block.size && block.running == 0);
+  arrived(nullptr, !std::exchange(block.begun, true));
   (*block.body)();
   block.fibers[static_cast<std::size_t>(block.running)].done = true;
   if (--block.live == 0) switch_to(-1);
@@ -152,13 +155,15 @@ void run_block(dim3 size) {
     *--top = reinterpret_cast<void*>(start);
     f.stack_pointer = top - 6;  // six registers of no meaning
   }
-  block.running = 0;
-  current = &block.fibers[0];
+  block.running = block.step > 0 ? 0 : block.size - 1;
+  block.begun = false;
+  Fiber& first = block.fibers[static_cast<std::size_t>(block.running)];
+  current = &first;
   threadIdx = current->index;
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(&block.main_fake_stack, block.fibers[0].stack, stack_bytes);
+  __sanitizer_start_switch_fiber(&block.main_fake_stack, first.stack, stack_bytes);
 #endif
-  cuda_emulator_switch(&block.main_stack_pointer, block.fibers[0].stack_pointer);
+  cuda_emulator_switch(&block.main_stack_pointer, first.stack_pointer);
   arrived(block.main_fake_stack, false);
 }
 
@@ -167,6 +172,7 @@ void run_block(dim3 size) {
 void run(dim3 grid, dim3 size, std::size_t shared_bytes, const std::function<void()>& body) {
   block.size = static_cast<int>(size.x * size.y * size.z);
   block.body = &body;
+  block.step = -block.step;
   blockDim = size;
   gridDim = grid;
   while (std::ssize(block.fibers) < block.size) {

@@ -157,6 +157,42 @@ TEST_P(GptBits, company_changes_nothing) {
   }
 }
 
+// Rows that decode together, step by step into the same memory: what a device may record at one step and repeat at the next.
+TEST_P(GptBits, steps_of_decoding_rows) {
+  const Model m(tiny(4, 2, "SL"), GetParam());
+  const std::int64_t end = 2 * m.config.seqlen + 7;
+  const std::vector<std::int64_t> prompts = {7, 1, 3};
+  const KvCache cache(*m.device, m.config, m.gpt.dtype(), 3, m.config.seqlen);
+  Gpt::Workspace workspace(m.gpt, 64);
+  const Tensor logits = m.device->empty(DType::f32, {3, m.config.vocab_size});
+  std::vector<std::vector<std::int32_t>> rows;
+  std::vector<std::vector<float>> whole;
+  for (std::size_t r = 0; r < 3; ++r) {
+    rows.push_back(random_tokens(static_cast<std::size_t>(prompts[r]) + 9, m.config.vocab_size, static_cast<unsigned>(r)));
+    whole.push_back(logits_of(m, rows[r], {rows[r].size()}, 0));
+    const Segment prompt{end - prompts[r], end - prompts[r], static_cast<std::int32_t>(r), static_cast<std::int32_t>(prompts[r]), 0};
+    m.gpt.forward(std::span(rows[r]).first(static_cast<std::size_t>(prompts[r])), std::span(&prompt, 1), {}, cache, workspace, {});
+  }
+  for (std::int64_t step = 0; step < 9; ++step) {
+    std::vector<std::size_t> order = {0, 1, 2};  // the third row leaves after the sixth step
+    if (step >= 6) order = {1, 0};
+    std::vector<std::int32_t> tokens, wanted;
+    std::vector<Segment> segments;
+    for (const std::size_t r : order) {
+      wanted.push_back(static_cast<std::int32_t>(tokens.size()));
+      segments.push_back({end - prompts[r], end + step, static_cast<std::int32_t>(r), 1, wanted.back()});
+      tokens.push_back(rows[r][static_cast<std::size_t>(prompts[r] + step)]);
+    }
+    m.gpt.forward(tokens, segments, wanted, cache, workspace, logits.slice(0, std::ssize(order)));
+    const Tensor there = down(*m.device, logits);
+    const auto vocab = static_cast<std::size_t>(m.config.vocab_size);
+    for (std::size_t i = 0; i < order.size(); ++i) {
+      const float* alone = whole[order[i]].data() + static_cast<std::size_t>(prompts[order[i]] + step) * vocab;
+      ASSERT_EQ(std::memcmp(there.data<float>() + i * vocab, alone, vocab * sizeof(float)), 0) << "step " << step << ", row " << order[i];
+    }
+  }
+}
+
 // A fork of a row (copied prompt but for its last token) goes on with the row's bits, wherever it is placed in the ring.
 TEST_P(GptBits, a_copied_row_goes_on_as_the_original) {
   const Model m(tiny(), GetParam());
