@@ -47,7 +47,7 @@ constexpr int looks_in_progress = 3;
 std::vector<std::unique_ptr<FakeStream>> streams;
 std::vector<std::pair<cudaStream_t, std::function<Work()>>> group;
 FakeNccl* group_of = nullptr;
-int group_depth = 0, alive = 0, aborts = 0, unsettled = 0;
+int group_depth = 0, alive = 0, aborts = 0, asked = 0, unsettled = 0;
 ncclResult_t async_error = ncclSuccess;
 std::vector<std::string> gpus = {"0000:01:00.0"};
 
@@ -89,6 +89,7 @@ ncclResult_t ask(ncclComm_t comm, std::vector<std::pair<cudaStream_t, std::funct
   if (comm->looks > 0) return ncclInvalidUsage;  // the caller has not waited for the last one
   comm->asked = std::move(work);
   comm->looks = looks_in_progress;
+  ++asked;
   ++unsettled;
   return ncclInProgress;
 }
@@ -157,6 +158,7 @@ void replay(cudaStream_t stream) {
 void set_async_error(ncclResult_t error) { async_error = error; }
 int communicators() { return alive; }
 int aborted() { return aborts; }
+int collectives() { return asked; }
 void set_gpus(std::vector<std::string> bus_ids) { gpus = std::move(bus_ids); }
 
 }  // namespace fake_nccl

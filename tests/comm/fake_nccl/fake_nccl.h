@@ -21,6 +21,7 @@ void replay(cudaStream_t stream);
 void set_async_error(ncclResult_t error);
 int communicators();  ///< made, and neither destroyed nor aborted
 int aborted();        ///< how many so far
+int collectives();    ///< asked for so far, a group counting as one
 void set_gpus(std::vector<std::string> bus_ids);
 
 }  // namespace fake_nccl

@@ -1,7 +1,9 @@
 // NCCL's communicator where CUDA and NCCL are played over MPI (fake_nccl.h): what happens when a device or a rank does not do its part.
 #include "comm/nccl.h"
 #include "fake_nccl.h"
+#include "model/generate.h"
 #include "tests/comm/mpi_main.h"
+#include "tests/model/twin.h"
 
 #include <gmock/gmock-matchers.h>
 
@@ -107,6 +109,45 @@ TEST(Nccl, ACapturedCollectiveRunsWithItsGraph) {
   fake_nccl::replay(stream);
   ranks->wait();
   for (int r = 0; r < ranks->size(); ++r) EXPECT_EQ(out.data<std::int32_t>()[r], r);
+}
+
+// --sync logits, with unequal shares of a batch that does not divide among the ranks.
+TEST(Nccl, LogitsThatItGathersDrawTheTokensOfEachRankAlone) {
+  ModelConfig config;
+  config.seqlen = 32;
+  config.vocab_size = 61;
+  config.d_emb = 32;
+  config.num_layers = 1;
+  config.q_heads = 4;
+  config.kv_heads = 2;
+  const auto device = make_device("cpu", {.threads = 1});
+  const Gpt gpt(config, DType::f32, test::pack(config, DType::f32, test::random_weights(config, DType::f32, 7), *device), *device);
+  const auto tokens = [&](Sync sync, Communicator* device_ranks) {
+    GenerateOptions options;
+    options.batch_size = 5;
+    options.sync = sync;
+    std::vector<std::vector<std::int32_t>> all(9);
+    std::int64_t entered = 0;
+    Generator(gpt, nullptr, group->world(), options, device_ranks)
+        .run(
+            [&]() -> std::optional<Row> {
+              if (entered == std::ssize(all)) return std::nullopt;
+              Row row;
+              row.index = entered++;
+              row.prompt = std::make_shared<const std::vector<std::int32_t>>(static_cast<std::size_t>(1 + row.index % 4), static_cast<std::int32_t>(row.index));
+              row.max_new_tokens = 3 + row.index;
+              row.temperature = 1;
+              return row;
+            },
+            [&](const Row& row, Completion&& completion) { all[static_cast<std::size_t>(row.index)] = completion.tokens; }, [] { return true; });
+    return all;
+  };
+  const auto ranks = make(fake_nccl::make_stream());
+  const auto expected = tokens(Sync::tokens, nullptr);
+  EXPECT_EQ(expected.back().size(), 11u);
+  const int before = fake_nccl::collectives();
+  EXPECT_EQ(tokens(Sync::logits, ranks.get()), expected);
+  EXPECT_EQ(fake_nccl::collectives() > before, group->size() > 1);
 }
 
 TEST(Nccl, RanksFindGpusOfTheirOwn) {
