@@ -86,6 +86,8 @@ void ProcessGroup::set_deadline(std::chrono::duration<double> deadline) {
   impl_->deadline->seconds = deadline;
 }
 
+std::shared_ptr<Deadline> ProcessGroup::deadline() const { return impl_->deadline; }
+
 bool ProcessGroup::all_arrive(std::chrono::duration<double> patience) {
   if (impl_->deadline->passed) return false;
   impl_->end_deadline->seconds = patience;

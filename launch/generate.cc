@@ -62,6 +62,7 @@ int generate_command(std::span<const std::string> args, ProcessGroup& group) {
   const GenerateCommandOptions& o = *parsed;
   Job job(o.mesh, group);
   if (!check_up(o, job, group)) return static_cast<int>(Fault::usage);
+  if (o.generate.sync == Sync::logits) job.join_devices(group);
   Communicator& ranks = group.world();
   LineSource lines = open_lines(o, job, ranks);
   std::unique_ptr<Output> output;  // rank 0's

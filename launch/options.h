@@ -18,6 +18,7 @@ struct MeshOptions {
   std::int64_t batch_size = 32;
   int threads = 0;
   double comm_timeout = 60;
+  bool share_gpus = false;
 };
 
 /// What a row may override, with the command's values.

@@ -97,7 +97,7 @@ namespace {
 GptWeights build_weights(const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group,
                          const std::function<void(const Part&, std::byte*)>& rows) {
   const Layout layout = make_layout(config, dtype, device);
-  const auto arena = std::make_shared<Tensor>(share_on_host(group, static_cast<std::int64_t>(layout.bytes), [&](void* memory) {
+  const auto arena = std::make_shared<Tensor>(device.resident(share_on_host(group, static_cast<std::int64_t>(layout.bytes), [&](void* memory) {
     for (const Part& part : layout.parts) {
       std::byte* target = static_cast<std::byte*>(memory) + part.offset;
       if (!part.packed) {
@@ -108,7 +108,7 @@ GptWeights build_weights(const ModelConfig& config, DType dtype, Device& device,
       rows(part, static_cast<std::byte*>(matrix.raw()));
       device.pack_weight(matrix, dtype, target);
     }
-  }));
+  })));
 
   auto part = layout.parts.begin();
   const auto next_weight = [&] {

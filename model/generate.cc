@@ -29,11 +29,12 @@ struct Generator::Beat {
   std::uint64_t entries, tokens, weights;                // hashes, which must be everyone's
 };
 
-Generator::Generator(const Gpt& gpt, const Tokenizer* tokenizer, Communicator& ranks, GenerateOptions options, TimeSink sink)
+Generator::Generator(const Gpt& gpt, const Tokenizer* tokenizer, Communicator& ranks, GenerateOptions options, Communicator* device_ranks, TimeSink sink)
     : sink_(std::move(sink)),
       gpt_(gpt),
       tokenizer_(tokenizer),
       ranks_(ranks),
+      logits_ranks_(device_ranks ? *device_ranks : ranks),
       options_(options),
       cache_(gpt.device(), gpt.config(), gpt.dtype(), kvmesh::split(options.batch_size, ranks.size(), ranks.rank()).size(), gpt.config().seqlen),
       workspace_(gpt, Gpt::chunk_tokens),
@@ -233,7 +234,7 @@ void Generator::step_everywhere(std::span<std::vector<std::int32_t>> records) {
   const Tensor gathered = gpt_.device().empty(DType::f32, {std::accumulate(counts.begin(), counts.end(), std::int64_t{0}), gpt_.config().vocab_size});
   lap(&TimeSplit::host);
   forward(logits);
-  ranks_.all_gather_ragged(logits, counts, gathered);
+  logits_ranks_.all_gather_ragged(logits, counts, gathered);
   lap(&TimeSplit::collectives);
   std::int64_t from = 0;
   for (std::size_t r = 0; r < orders.size(); ++r) {

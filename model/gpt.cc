@@ -39,7 +39,6 @@ Gpt::Workspace::Workspace(const Gpt& gpt, std::int64_t tokens_) : tokens(tokens_
   const ModelConfig& c = gpt.config_;
   Device& d = gpt.device_;
   const std::int64_t heads = c.q_heads * c.head_dim();
-  ids = d.empty(DType::i32, {tokens});
   x = d.empty(gpt.dtype_, {tokens, c.d_emb});
   normed = d.empty(gpt.dtype_, {tokens, c.d_emb});
   qkv = d.empty(gpt.dtype_, {tokens, heads + 2 * c.kv_heads * c.head_dim()});
@@ -73,36 +72,35 @@ void Gpt::forward(std::span<const std::int32_t> tokens, std::span<const Segment>
 
 void Gpt::forward_chunk(std::span<const std::int32_t> tokens, std::span<const Segment> segments, std::span<const std::int32_t> wanted,
                         const KvCache& cache, Workspace& workspace, const Tensor& logits) const {
-  const auto upload = [&](std::span<const std::int32_t> ids) {
-    const auto n = static_cast<std::int64_t>(ids.size());
-    const Tensor target = workspace.ids.slice(0, n);
-    device_.copy(Tensor(nullptr, const_cast<std::int32_t*>(ids.data()), DType::i32, {n}), target);  // only read
-    return target;
-  };
-  const auto t = static_cast<std::int64_t>(tokens.size());
+  const Pass pass = device_.prepare(tokens, segments, wanted);
+  device_.run(pass, {serial_, cache.serial(), workspace.serial, logits.raw()}, [&] { enqueue(pass, std::ssize(tokens), cache, workspace, logits); });
+}
+
+void Gpt::enqueue(const Pass& pass, std::int64_t t, const KvCache& cache, Workspace& workspace, const Tensor& logits) const {
   const auto eps = static_cast<float>(config_.norm_eps);
   const Tensor x = workspace.x.slice(0, t), normed = workspace.normed.slice(0, t);                // [t, D]
   const Tensor qkv = workspace.qkv.slice(0, t);                                                   // [t, (H + 2·K)·h]
   const Tensor q = workspace.q.slice(0, t), attended = workspace.attended.slice(0, t);            // [t, H·h]
   const Tensor hidden = workspace.hidden.slice(0, t);                                             // [t, 4·D]
 
-  device_.gather_rows(weights_.embed, upload(tokens), x);
+  device_.gather_rows(weights_.embed, pass.ids, x);
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const GptWeights::Block& block = weights_.blocks[i];
     const LayerCache& layer = cache.layer(static_cast<std::int64_t>(i));
     device_.rms_norm(x, eps, normed);
     device_.linear(normed, block.qkv, Epilogue::none, qkv);
-    device_.norm_rope_append(qkv, segments, layers_[i].rope ? rope_ : Tensor(), eps, q, layer);
-    device_.attention(q, segments, layer, layers_[i].window, attended);
+    device_.norm_rope_append(qkv, pass, layers_[i].rope ? rope_ : Tensor(), eps, q, layer);
+    device_.attention(q, pass, layer, layers_[i].window, attended);
     device_.linear(attended, block.wo, Epilogue::add, x);
     device_.rms_norm(x, eps, normed);
     device_.linear(normed, block.fc1, Epilogue::relu_squared, hidden);
     device_.linear(hidden, block.fc2, Epilogue::add, x);
   }
-  if (wanted.empty()) return;
+  const std::int64_t wanted = pass.wanted.numel();
+  if (wanted == 0) return;
   // Only the rows that somebody wants meet the vocabulary. `normed` and then `x` are free to hold them.
-  const Tensor last = workspace.normed.slice(0, std::ssize(wanted)), last_normed = workspace.attended.view({workspace.tokens, config_.d_emb}).slice(0, std::ssize(wanted));
-  device_.gather_rows(x, upload(wanted), last);
+  const Tensor last = workspace.normed.slice(0, wanted), last_normed = workspace.attended.view({workspace.tokens, config_.d_emb}).slice(0, wanted);
+  device_.gather_rows(x, pass.wanted, last);
   device_.rms_norm(last, eps, last_normed);
   const auto cap = static_cast<float>(config_.logit_soft_cap);
   device_.linear(last_normed, weights_.lm_head, cap > 0 ? Epilogue::soft_cap : Epilogue::none, logits, cap);

@@ -26,7 +26,7 @@ class Gpt {
   struct Workspace {
     Workspace(const Gpt& gpt, std::int64_t tokens);
     std::int64_t tokens;
-    Tensor ids;          // i32 [tokens]
+    std::uint64_t serial = serial_number();
     Tensor x, normed;    // [tokens, D]
     Tensor qkv;          // [tokens, (H + 2·K)·h]
     Tensor q, attended;  // [tokens, H·h]
@@ -41,11 +41,13 @@ class Gpt {
  private:
   void forward_chunk(std::span<const std::int32_t> tokens, std::span<const Segment> segments, std::span<const std::int32_t> wanted,
                      const KvCache& cache, Workspace& workspace, const Tensor& logits) const;
+  void enqueue(const Pass& pass, std::int64_t tokens, const KvCache& cache, Workspace& workspace, const Tensor& logits) const;
 
   ModelConfig config_;
   DType dtype_;
   GptWeights weights_;
   Device& device_;
+  std::uint64_t serial_ = serial_number();
   std::vector<ModelConfig::Layer> layers_;
   Tensor rope_;  // f32 [seqlen, h]: cos of h/2 angles, then sin; row = position in the row
 };

@@ -19,6 +19,7 @@ class KvCache {
 
   std::int64_t places() const { return places_; }
   std::int64_t size() const { return size_; }
+  std::uint64_t serial() const { return serial_; }
   const LayerCache& layer(std::int64_t i) const { return layers_[static_cast<std::size_t>(i)]; }
 
   /// The first `count` positions of the row that began at `from` in place `source`, again in place `target` from `to` on.
@@ -28,6 +29,7 @@ class KvCache {
 
  private:
   std::int64_t places_, size_;
+  std::uint64_t serial_ = serial_number();
   std::vector<LayerCache> layers_;  // [places, kv_heads, size, head_dim] each
 };
 

@@ -2,6 +2,11 @@
 #include "runtime/device.h"
 
 #include "runtime/cpu/cpu_device.h"
+#ifdef KVMESH_CUDA
+#include "runtime/cuda/cuda.h"
+#endif
+
+#include <atomic>
 
 namespace kvmesh {
 namespace {
@@ -82,7 +87,7 @@ void Device::linear(const Tensor& x, const Weight& w, Epilogue epilogue, const T
   if (out.numel() > 0) do_linear(x, w, epilogue, out, cap);
 }
 
-void Device::norm_rope_append(const Tensor& qkv, std::span<const Segment> segments, const Tensor& rope, float eps, const Tensor& q,
+void Device::norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, float eps, const Tensor& q,
                               const LayerCache& cache) {
   const char* op = "norm_rope_append";
   const Heads h = expect_cache(op, cache);
@@ -91,17 +96,17 @@ void Device::norm_rope_append(const Tensor& qkv, std::span<const Segment> segmen
   expect(op, "qkv", qkv, q.dtype(), {q.size(0), (heads + 2 * h.kv_heads) * h.head_dim});
   if (rope.defined()) expect(op, "the RoPE table", rope, DType::f32, {h.size, h.head_dim});
   check(eps >= 0, "{}: eps is {}, expected 0 or more", op, eps);
-  expect_segments(op, segments, q.size(0), h);
-  if (!segments.empty()) do_norm_rope_append(qkv, segments, rope, eps, q, cache);
+  expect_segments(op, pass.segments, q.size(0), h);
+  if (!pass.segments.empty()) do_norm_rope_append(qkv, pass, rope, eps, q, cache);
 }
 
-void Device::attention(const Tensor& q, std::span<const Segment> segments, const LayerCache& cache, std::int64_t window, const Tensor& out) {
+void Device::attention(const Tensor& q, const Pass& pass, const LayerCache& cache, std::int64_t window, const Tensor& out) {
   const Heads h = expect_cache("attention", cache);
   expect_heads("attention", q, h);
   expect("attention", "q", q, cache.k.dtype(), q.shape());
   expect("attention", "out", out, q.dtype(), q.shape());
-  expect_segments("attention", segments, q.size(0), h);
-  if (!segments.empty()) do_attention(q, segments, cache, window, out);
+  expect_segments("attention", pass.segments, q.size(0), h);
+  if (!pass.segments.empty()) do_attention(q, pass, cache, window, out);
 }
 
 void Device::copy_rows(const LayerCache& cache, std::int32_t source, std::int64_t from, std::int32_t target, std::int64_t to, std::int64_t count) {
@@ -131,10 +136,29 @@ void Device::sample(const Tensor& logits, std::span<const SampleRow> rows, const
   if (count > 0) do_sample(logits, rows, out);
 }
 
+std::uint64_t serial_number() {
+  static std::atomic<std::uint64_t> last = 0;
+  return ++last;
+}
+
+std::string cuda_versions() {
+#ifdef KVMESH_CUDA
+  return cuda::versions();
+#else
+  return "not compiled in";
+#endif
+}
+
 std::unique_ptr<Device> make_device(std::string_view kind, const DeviceOptions& options) {
   check(kind == "cpu" || kind == "cuda" || kind == "auto", "--device {}: not one of cpu, cuda, auto", kind);
-  check(kind != "cuda", "--device cuda: this build has no CUDA");
   check(options.threads >= 0, "a device has {} threads: expected 1 or more, or 0 for all", options.threads);
+#ifdef KVMESH_CUDA
+  const bool answers = cuda::device_count() > 0;
+  check(kind != "cuda" || answers, "--device cuda: no GPU answers ({})", cuda::versions());
+  if (kind != "cpu" && answers) return cuda::make_device(options);
+#else
+  check(kind != "cuda", "--device cuda: this build has no CUDA");
+#endif
   return std::make_unique<cpu::CpuDevice>(options.threads);
 }
 

@@ -1,13 +1,15 @@
 // What a GPT needs of a device: memory, packed weights, and a handful of operations. One class a device implements them
-// (runtime/cpu/, later runtime/cuda/); shapes are checked once, here. Rows are independent: the bits of one row's
+// (runtime/cpu/, runtime/cuda/); shapes are checked once, here. Rows are independent: the bits of one row's
 // result depend on that row and the weights alone, never on how many rows or segments a call holds, on threads, or
 // on where in the ring the row lies.
 #pragma once
 
-#include "runtime/noise.h"
+#include "runtime/structs.h"
 #include "runtime/tensor.h"
 
+#include <compare>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -22,37 +24,18 @@ struct Weight {
   Tensor data;  // u8 [Device::weight_bytes(dtype, k, n)]
 };
 
-/// What happens to an element of x·w, in float32, before it is rounded once to the output's dtype.
-enum class Epilogue {
-  none,          ///< out = x·w
-  add,           ///< out = out + x·w (the residual)
-  relu_squared,  ///< out = max(x·w, 0)²
-  soft_cap,      ///< out = cap · tanh(x·w / cap)
-};
-
-/// A run of consecutive tokens of one row within a packed pass. Positions are absolute cursors: the row began at `start`, the
-/// run's tokens are at [begin, begin + count), the slot of position p is p mod size, and RoPE's angle counts from `start`.
-struct Segment {
-  std::int64_t start = 0;
-  std::int64_t begin = 0;
-  std::int32_t place = 0;   ///< the row's place in the cache
-  std::int32_t count = 0;
-  std::int32_t offset = 0;  ///< the run's first row in the packed tensors
-};
-
 /// One layer's keys and values, the ring: [places, kv_heads, size, head_dim], keys after norm and RoPE.
 struct LayerCache {
   Tensor k, v;
 };
 
-/// How one row of logits is turned into a token.
-struct SampleRow {
-  float temperature = 0;            ///< ≤ 0: greedy (argmax, the lowest id among equals)
-  std::int32_t top_k = 0;           ///< 0: off; keeps ties of the k-th
-  float top_p = 1, min_p = 0;       ///< 1 and 0: off
-  NoiseKey key;                     ///< of this draw
-  std::uint64_t first_count = 0;    ///< noise counter of vocabulary entry 0 (b·V for row b of a [B,V] draw)
-  std::int32_t forced = -1;         ///< ≥ 0: log-probability of this id instead of the drawn one; the token is the argmax
+/// The tokens and runs of one pass, where the device's kernels read them. Made by Device::prepare.
+struct Pass {
+  std::span<const Segment> segments;  ///< the caller's
+  Tensor ids;            // i32 [T]
+  Tensor wanted;         // i32 [W]
+  Tensor device_runs;    // u8, segments.size() Segments; undefined where kernels read the host's memory, as the next
+  Tensor run_of;         // i32 [T]: which segment a packed row belongs to, -1: none
 };
 
 /// What a device can do at most, measured on it: the ceilings that a benchmark is held against.
@@ -84,17 +67,37 @@ class Device {
   /// Measures for about a second; nothing else should run on the device meanwhile. flops_per_s is that of matrix products in `dtype`.
   virtual Limits measure_limits(DType dtype) = 0;
 
+  /// Where the operations take their turn: they may return before they are done, in this order (a cudaStream_t); null: they return when they are done.
+  virtual void* queue() const { return nullptr; }
+
   /// Uninitialized memory of the device.
   virtual Tensor empty(DType dtype, Shape shape) = 0;
   /// Between host and device or within the device; returns when `source` may be changed and `target` read.
   virtual void copy(const Tensor& source, const Tensor& target) = 0;
+
+  /// The same bytes where the device's operations read them: `host` itself or, on a device with memory of its own, a copy.
+  virtual Tensor resident(const Tensor& host) = 0;
+  /// For passes over tokens that lie as `segments` say: ids [T] of them, or none, and `wanted` rows. The spans must outlive the pass, which is valid until
+  /// the next is prepared.
+  virtual Pass prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted) = 0;
+
+  /// What a pass enqueues, besides the pass itself: the serial numbers of all that it works on, and where its result goes.
+  struct Work {
+    std::uint64_t model = 0, cache = 0, workspace = 0;
+    const void* out = nullptr;
+    auto operator<=>(const Work&) const = default;
+  };
+  /// `body` enqueues the operations of `pass` and nothing else. A device may record them and, for a later pass of as many single tokens and the same
+  /// work, repeat the record instead of asking `body`.
+  virtual void run([[maybe_unused]] const Pass& pass, [[maybe_unused]] const Work& work, const std::function<void()>& body) { body(); }
 
   /// Bytes of a packed [k, n] weight; the packed layout starts at 64-byte aligned addresses.
   virtual std::size_t weight_bytes(DType dtype, std::int64_t k, std::int64_t n) const = 0;
   /// Packs host rows `source` [k, n] (f32 or bf16, row-major) into `target`, host memory of weight_bytes(dtype, k, n) bytes.
   virtual void pack_weight(const Tensor& source, DType dtype, void* target) const = 0;
 
-  /// out [T, D] = table[ids[t]]; ids i32 [T], each within table [V, D]; dtypes of table and out are equal.
+  /// out [T, D] = table[ids[t]]; ids i32 [T], each within table [V, D] (else an Error on the CPU and not-a-numbers in out elsewhere); dtypes of table and
+  /// out are equal.
   void gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out);
   /// out [T, D] = x / sqrt(mean(x²) + eps), computed in float32.
   void rms_norm(const Tensor& x, float eps, const Tensor& out);
@@ -103,10 +106,10 @@ class Device {
   void linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap = 0);
   /// From qkv [T, (H + 2·K)·h] (all query heads, then key heads, then value heads): q and k normed per head; RoPE'd by
   /// rope [size, h] (cos of h/2 angles, then sin; row = position - start) unless it is undefined; q [T, H·h] out, k and v into the ring.
-  void norm_rope_append(const Tensor& qkv, std::span<const Segment> segments, const Tensor& rope, float eps, const Tensor& q, const LayerCache& cache);
+  void norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, float eps, const Tensor& q, const LayerCache& cache);
   /// out [T, H·h] = softmax(q·k / sqrt(h))·v over the row's own keys start … position, and with window ≥ 0 only those from
   /// position - window on. Query head i reads key head i / (H / K). Call after norm_rope_append of the same segments.
-  void attention(const Tensor& q, std::span<const Segment> segments, const LayerCache& cache, std::int64_t window, const Tensor& out);
+  void attention(const Tensor& q, const Pass& pass, const LayerCache& cache, std::int64_t window, const Tensor& out);
   /// Copies `count` positions of keys and values from (source, from) to (target, to), with the ring's wrap on both sides.
   void copy_rows(const LayerCache& cache, std::int32_t source, std::int64_t from, std::int32_t target, std::int64_t to, std::int64_t count);
   /// logits f32 [R, V] → out, rows[r] for row r. Contract, sections 4 and 5.
@@ -116,17 +119,24 @@ class Device {
   virtual void do_gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out) = 0;
   virtual void do_rms_norm(const Tensor& x, float eps, const Tensor& out) = 0;
   virtual void do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap) = 0;
-  virtual void do_norm_rope_append(const Tensor& qkv, std::span<const Segment> segments, const Tensor& rope, float eps, const Tensor& q, const LayerCache& cache) = 0;
-  virtual void do_attention(const Tensor& q, std::span<const Segment> segments, const LayerCache& cache, std::int64_t window, const Tensor& out) = 0;
+  virtual void do_norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, float eps, const Tensor& q, const LayerCache& cache) = 0;
+  virtual void do_attention(const Tensor& q, const Pass& pass, const LayerCache& cache, std::int64_t window, const Tensor& out) = 0;
   virtual void do_copy_rows(const LayerCache& cache, std::int32_t source, std::int64_t from, std::int32_t target, std::int64_t to, std::int64_t count) = 0;
   virtual void do_sample(const Tensor& logits, std::span<const SampleRow> rows, const SampleOut& out) = 0;
 };
 
 struct DeviceOptions {
   int threads = 0;  ///< CPU threads of this rank; 0: as many as it may run on
+  int gpu = 0;      ///< which of the GPUs that this process sees
 };
+
+/// 1, 2, …: a number that nothing else in this process has.
+std::uint64_t serial_number();
 
 /// The one factory. kind: "cpu", "cuda", or "auto" (cuda where it is compiled in and a GPU answers, else cpu).
 std::unique_ptr<Device> make_device(std::string_view kind, const DeviceOptions& options);
+
+/// The CUDA versions of this build and machine; "not compiled in".
+std::string cuda_versions();
 
 }  // namespace kvmesh

@@ -115,7 +115,7 @@ GenerateStats generate_rows(RowQueue& rows, const Gpt& gpt, const Job& job, Comm
     while (std::optional<Row> row = rows.next()) batch.push_back(std::move(*row));
   }
   std::size_t taken = 0;
-  Generator generator(gpt, job.tokenizer ? &*job.tokenizer : nullptr, ranks, o.generate, std::move(sink));
+  Generator generator(gpt, job.tokenizer ? &*job.tokenizer : nullptr, ranks, o.generate, job.device_ranks.get(), std::move(sink));
   return generator.run(
       [&]() -> std::optional<Row> {
         if (o.generate.rng == Rng::row) return rows.next();

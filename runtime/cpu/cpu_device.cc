@@ -64,6 +64,13 @@ void CpuDevice::copy(const Tensor& source, const Tensor& target) {
   if (source.bytes() > 0) std::memmove(target.raw(), source.raw(), source.bytes());
 }
 
+Pass CpuDevice::prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted) {
+  const auto view = [](std::span<const std::int32_t> x) {  // only read
+    return Tensor(nullptr, const_cast<std::int32_t*>(x.data()), DType::i32, {static_cast<std::int64_t>(x.size())});
+  };
+  return {segments, view(ids), view(wanted), {}, {}};
+}
+
 std::size_t CpuDevice::weight_bytes(DType dtype, std::int64_t k, std::int64_t n) const {
   check(dtype == DType::f32 || dtype == DType::bf16, "a weight is float32 or bfloat16, not {}", name_of(dtype));
   check(k > 0 && n > 0, "a weight [{}, {}] is empty", k, n);
@@ -127,10 +134,11 @@ void CpuDevice::do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, c
   });
 }
 
-void CpuDevice::do_norm_rope_append(const Tensor& qkv, std::span<const Segment> segments, const Tensor& rope, float eps, const Tensor& q,
+void CpuDevice::do_norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, float eps, const Tensor& q,
                                     const LayerCache& cache) {
   const std::int64_t kv_heads = cache.k.size(1), size = cache.k.size(2), h = cache.k.size(3), heads = q.size(1) / h;
   const std::int64_t width = (heads + 2 * kv_heads) * h;
+  const std::span<const Segment> segments = pass.segments;
   const auto append = [&](const Segment& s, std::int64_t i, void* memory) {
     const std::int64_t position = s.begin + i, slot = (s.place * kv_heads * size + position % size) * h;
     const AppendTask task{.qkv = at(qkv, (s.offset + i) * width),
@@ -160,7 +168,7 @@ void CpuDevice::do_norm_rope_append(const Tensor& qkv, std::span<const Segment> 
   });
 }
 
-void CpuDevice::do_attention(const Tensor& q, std::span<const Segment> segments, const LayerCache& cache, std::int64_t window, const Tensor& out) {
+void CpuDevice::do_attention(const Tensor& q, const Pass& pass, const LayerCache& cache, std::int64_t window, const Tensor& out) {
   const std::int64_t kv_heads = cache.k.size(1), size = cache.k.size(2), h = cache.k.size(3), width = q.size(1), group = width / h / kv_heads;
   constexpr std::int64_t queries = 96;  // that share one reading of the keys
   const std::int64_t tokens = std::max<std::int64_t>(1, queries / group);
@@ -169,7 +177,7 @@ void CpuDevice::do_attention(const Tensor& q, std::span<const Segment> segments,
     std::int64_t head, first;
   };
   std::vector<Part> parts;
-  for (const Segment& s : segments) {  // a prompt's last tokens first: they have the most keys
+  for (const Segment& s : pass.segments) {  // a prompt's last tokens first: they have the most keys
     for (std::int64_t i = ceil_div(s.count, tokens) - 1; i >= 0; --i) {
       for (std::int64_t head = 0; head < kv_heads; ++head) parts.push_back({&s, head, i * tokens});
     }

@@ -6,6 +6,7 @@
 #include "model/generate.h"
 #include "tests/model/scratch.h"
 #include "tests/model/twin.h"
+#include "tests/runtime/test_device.h"
 
 #include <gmock/gmock-matchers.h>
 
@@ -67,7 +68,7 @@ struct Model {
   std::unique_ptr<Device> device;
   Gpt gpt;
   explicit Model(DType dtype, int threads = 1, unsigned seed = 7)
-      : weights(test::random_weights(config, dtype, seed)), device(make_device("cpu", {threads})), gpt(config, dtype, test::pack(config, dtype, weights, *device), *device) {}
+      : weights(test::random_weights(config, dtype, seed)), device(test_device(threads)), gpt(config, dtype, test::pack(config, dtype, weights, *device), *device) {}
 };
 
 // The logits after all of `tokens`: one pass over an empty cache.
@@ -79,7 +80,8 @@ std::vector<float> logits_after(const Model& m, const Tokens& tokens) {
   const std::int32_t last = n - 1;
   const Tensor logits = m.device->empty(DType::f32, {1, m.config.vocab_size});
   m.gpt.forward(tokens, std::span(&segment, 1), std::span(&last, 1), cache, workspace, logits);
-  const auto values = logits.span<float>();
+  const Tensor there = down(*m.device, logits);
+  const auto values = there.span<float>();
   return {values.begin(), values.end()};
 }
 

@@ -35,6 +35,7 @@ inline GptWeights pack(const ModelConfig& config, DType dtype, const Weights& we
   const auto pack_one = [&](const std::vector<float>& w, std::int64_t k, std::int64_t n) {
     Weight out{k, n, dtype, host_tensor(DType::u8, {static_cast<std::int64_t>(device.weight_bytes(dtype, k, n))})};
     device.pack_weight(Tensor(nullptr, const_cast<float*>(w.data()), DType::f32, {k, n}), dtype, out.data.raw());
+    out.data = device.resident(out.data);
     return out;
   };
   const std::int64_t d = config.d_emb, h = config.head_dim(), heads = config.q_heads * h, kv = config.kv_heads * h;
@@ -45,6 +46,7 @@ inline GptWeights pack(const ModelConfig& config, DType dtype, const Weights& we
     if (dtype == DType::f32) out.embed.data<float>()[i] = embed[i];
     else out.embed.data<bfloat16>()[i] = bfloat16(embed[i]);
   }
+  out.embed = device.resident(out.embed);
   for (std::int64_t b = 0; b < config.num_layers; ++b) {
     const std::string name = "blocks." + std::to_string(b);
     const auto& wq = weights.at(name + ".attn.wq");

@@ -1,6 +1,6 @@
 // Norm, RoPE, the ring and attention against float64 twins, and the same bits for a row however its tokens are cut into runs,
 // wherever they lie in the ring and whatever lies beside them.
-#include "tests/runtime/cpu_testing.h"
+#include "tests/runtime/device_testing.h"
 
 #include <cmath>
 #include <vector>
@@ -32,27 +32,28 @@ Tensor rope_table(const Setting& s) {
   return t;
 }
 
-LayerCache new_cache(const Setting& s, std::int64_t places) {
+LayerCache new_cache(Device& device, const Setting& s, std::int64_t places) {
   // Not-a-numbers show any key that is read without having been written.
   const Shape shape{places, s.kv_heads, s.size, s.head_dim};
-  return {filled(s.dtype, shape, NAN), filled(s.dtype, shape, NAN)};
+  return {up(device, filled(s.dtype, shape, NAN)), up(device, filled(s.dtype, shape, NAN))};
 }
 
 /// Runs the tokens of one row, qkv [T, width], as segments of the given lengths, one call each; returns [T, H·h].
 Tensor in_runs(Device& device, const Setting& s, const Tensor& qkv, const LayerCache& cache, std::int32_t place, std::int64_t start,
                const std::vector<std::int32_t>& runs) {
-  const Tensor out = host_tensor(s.dtype, {qkv.size(0), s.heads * s.head_dim});
-  const Tensor rope = s.rope ? rope_table(s) : Tensor();
+  const Tensor out = device.empty(s.dtype, {qkv.size(0), s.heads * s.head_dim}), there = up(device, qkv);
+  const Tensor rope = s.rope ? up(device, rope_table(s)) : Tensor();
   std::int64_t done = 0;
   for (const std::int32_t count : runs) {
-    const Tensor q = host_tensor(s.dtype, {count, s.heads * s.head_dim});
+    const Tensor q = device.empty(s.dtype, {count, s.heads * s.head_dim});
     const std::vector<Segment> segments = {{.start = start, .begin = start + done, .place = place, .count = count, .offset = 0}};
-    device.norm_rope_append(qkv.slice(done, done + count), segments, rope, eps, q, cache);
-    device.attention(q, segments, cache, s.window, out.slice(done, done + count));
+    const Pass pass = device.prepare({}, segments, {});
+    device.norm_rope_append(there.slice(done, done + count), pass, rope, eps, q, cache);
+    device.attention(q, pass, cache, s.window, out.slice(done, done + count));
     done += count;
   }
   EXPECT_EQ(done, qkv.size(0));
-  return out;
+  return down(device, out);
 }
 
 std::vector<std::int32_t> runs_of(std::int64_t tokens, std::int32_t length) {
@@ -110,13 +111,13 @@ std::vector<std::vector<double>> twin(const Setting& s, const Tensor& qkv) {
 }
 
 TEST(Attention, AgreesWithFloat64) {
-  const auto device = cpu_device(2);
+  const auto device = test_device(2);
   for (const DType dtype : float_types()) {
     for (const Setting& s : {Setting{2, 1, 2, 40, dtype}, {4, 2, 8, 40, dtype}, {3, 3, 10, 90, dtype, 7}, {8, 4, 32, 200, dtype, 64},
                              {8, 4, 96, 150, dtype, -1, false}, {4, 1, 128, 140, dtype, 0}, {2, 2, 256, 70, dtype}, {14, 1, 34, 80, dtype, 1000}}) {
       const std::int64_t tokens = s.size - 3;
       const Tensor qkv = random_tensor(dtype, {tokens, s.width()}, 21);
-      const Tensor out = in_runs(*device, s, qkv, new_cache(s, 2), 1, 5 * s.size - 30, runs_of(tokens, 33));
+      const Tensor out = in_runs(*device, s, qkv, new_cache(*device, s, 2), 1, 5 * s.size - 30, runs_of(tokens, 33));
       const auto want = twin(s, qkv);
       // A stored query or key may round the other way than the twin's: bfloat16 then moves a weight by some 2⁻⁸.
       const double margin = dtype == DType::bf16 ? 0.02 : 1e-5;
@@ -131,12 +132,13 @@ TEST(Attention, AgreesWithFloat64) {
 }
 
 TEST(Attention, CachedKeysAreTheTwins) {
-  const auto device = cpu_device();
+  const auto device = test_device();
   for (const DType dtype : float_types()) {
     const Setting s{4, 2, 10, 16, dtype};
     const Tensor qkv = random_tensor(dtype, {5, s.width()}, 22);
-    const LayerCache cache = new_cache(s, 3);
-    in_runs(*device, s, qkv, cache, 2, 30, {5});  // slots 14, 15, 0, 1, 2
+    const LayerCache there = new_cache(*device, s, 3);
+    in_runs(*device, s, qkv, there, 2, 30, {5});  // slots 14, 15, 0, 1, 2
+    const LayerCache cache{down(*device, there.k), down(*device, there.v)};
     for (std::int64_t place = 0; place < 3; ++place) {
       for (std::int64_t head = 0; head < 2; ++head) {
         for (std::int64_t slot = 0; slot < 16; ++slot) {
@@ -158,15 +160,19 @@ TEST(Attention, CachedKeysAreTheTwins) {
 
 TEST(Attention, ARowsBitsDoNotDependOnRunsRingOrThreads) {
   for (const DType dtype : float_types()) {
-    for (const Setting& s : {Setting{8, 4, 96, 300, dtype}, {4, 1, 10, 300, dtype, 70}, {7, 1, 2, 200, dtype, 20, false}}) {
+    const std::vector<Setting> settings = {{8, 4, 96, 300, dtype}, {4, 1, 10, 300, dtype, 70}, {7, 1, 2, 200, dtype, 20, false}};
+    const std::vector<Setting> few = {{2, 1, 40, 270, dtype}, {17, 1, 10, 280, dtype, 70}};
+    const std::vector<std::int32_t> lengths = emulated() ? std::vector<std::int32_t>{1, 65} : std::vector<std::int32_t>{1, 2, 7, 63, 64, 65, 131};
+    for (const Setting& s : emulated() ? few : settings) {
       const std::int64_t tokens = s.size;
       const Tensor qkv = random_tensor(dtype, {tokens, s.width()}, 23);
-      const auto one = cpu_device(1);
-      const Tensor whole = in_runs(*one, s, qkv, new_cache(s, 1), 0, s.size, runs_of(tokens, static_cast<std::int32_t>(tokens)));
-      for (const std::int32_t length : {1, 2, 7, 63, 64, 65, 131}) {
-        for (const std::int64_t start : {s.size, 2 * s.size - 1, 2 * s.size + 1, 3 * s.size - 64, std::int64_t{1} << 33}) {
-          const auto device = cpu_device(1 + length % 4);
-          const Tensor out = in_runs(*device, s, qkv, new_cache(s, 3), 1, start, runs_of(tokens, length));
+      const auto one = test_device(1);
+      const Tensor whole = in_runs(*one, s, qkv, new_cache(*one, s, 1), 0, s.size, runs_of(tokens, static_cast<std::int32_t>(tokens)));
+      const std::vector<std::int64_t> starts = {3 * s.size - 64, s.size, 2 * s.size - 1, 2 * s.size + 1, std::int64_t{1} << 33};
+      for (const std::int32_t length : lengths) {
+        for (const std::int64_t start : std::span(starts).first(emulated() ? 1 : starts.size())) {
+          const auto device = test_device(1 + length % 4);
+          const Tensor out = in_runs(*device, s, qkv, new_cache(*device, s, 3), 1, start, runs_of(tokens, length));
           ASSERT_TRUE(same_rows(out, 0, whole, 0, tokens)) << name_of(dtype) << ", head_dim " << s.head_dim << ", runs of " << length << ", start " << start;
         }
       }
@@ -177,31 +183,33 @@ TEST(Attention, ARowsBitsDoNotDependOnRunsRingOrThreads) {
 TEST(Attention, ManySegmentsInOnePassAreStrangers) {
   for (const DType dtype : float_types()) {
     const Setting s{8, 2, 32, 100, dtype, 50};
-    const auto device = cpu_device(3);
-    const Tensor rope = rope_table(s);
+    const auto device = test_device(3);
+    const Tensor rope = up(*device, rope_table(s));
     const std::vector<std::int32_t> counts = {1, 40, 1, 99, 100, 3};
     const std::int64_t width = s.heads * s.head_dim, end = 250;
     std::int32_t total = 0;
     for (const std::int32_t c : counts) total += c;
     const Tensor qkv = random_tensor(dtype, {total, s.width()}, 24);
-    const Tensor q = host_tensor(dtype, {total, width}), out = host_tensor(dtype, {total, width});
-    const LayerCache cache = new_cache(s, 6);
+    const Tensor q = device->empty(dtype, {total, width}), there = device->empty(dtype, {total, width});
+    const LayerCache cache = new_cache(*device, s, 6);
     std::vector<Segment> segments;
     std::int32_t offset = 0;
     for (std::size_t i = 0; i < counts.size(); offset += counts[i++]) {
       segments.push_back({.start = end - counts[i], .begin = end - counts[i], .place = static_cast<std::int32_t>(5 - i), .count = counts[i], .offset = offset});
     }
-    device->norm_rope_append(qkv, segments, rope, eps, q, cache);
-    device->attention(q, segments, cache, s.window, out);
+    const Pass pass = device->prepare({}, segments, {});
+    device->norm_rope_append(up(*device, qkv), pass, rope, eps, q, cache);
+    device->attention(q, pass, cache, s.window, there);
+    const Tensor out = down(*device, there);
     for (const Segment& g : segments) {
-      const Tensor alone = in_runs(*device, s, qkv.slice(g.offset, g.offset + g.count), new_cache(s, 1), 0, 7, {g.count});
+      const Tensor alone = in_runs(*device, s, qkv.slice(g.offset, g.offset + g.count), new_cache(*device, s, 1), 0, 7, {g.count});
       EXPECT_TRUE(same_rows(out, g.offset, alone, 0, g.count)) << "segment of " << g.count;
     }
   }
 }
 
 TEST(Attention, ExtremeScoresStayFinite) {
-  const auto device = cpu_device();
+  const auto device = test_device();
   // Unnormed queries straight into attention: weights that underflow, and a maximum that comes last.
   const LayerCache cache{host_tensor(DType::f32, {1, 1, 200, 2}), host_tensor(DType::f32, {1, 1, 200, 2})};
   for (int j = 0; j < 200; ++j) {
@@ -210,24 +218,27 @@ TEST(Attention, ExtremeScoresStayFinite) {
       set(cache.v, j * 2 + i, j);
     }
   }
-  const Tensor q = filled(DType::f32, {1, 2}, 50), out = host_tensor(DType::f32, {1, 2});
+  const LayerCache there{up(*device, cache.k), up(*device, cache.v)};
   const std::vector<Segment> segments = {{.start = 200, .begin = 399, .place = 0, .count = 1, .offset = 0}};
-  device->attention(q, segments, cache, -1, out);
-  EXPECT_EQ(get(out, 0), 199);  // e^-70 below the last
-  set(q, 0, -50);
-  set(q, 1, -50);
-  device->attention(q, segments, cache, -1, out);
-  EXPECT_NEAR(get(out, 1), 0, 1e-30);
+  const Pass pass = device->prepare({}, segments, {});
+  const auto attended = [&](double query) {
+    const Tensor out = device->empty(DType::f32, {1, 2});
+    device->attention(up(*device, filled(DType::f32, {1, 2}, query)), pass, there, -1, out);
+    return down(*device, out);
+  };
+  EXPECT_EQ(get(attended(50), 0), 199);  // e^-70 below the last
+  EXPECT_NEAR(get(attended(-50), 1), 0, 1e-30);
 }
 
 TEST(Attention, CopyRowsWrapsOnBothSides) {
-  const auto device = cpu_device(2);
+  const auto device = test_device(2);
   for (const DType dtype : float_types()) {
     const Shape shape{3, 2, 10, 4};
     for (const std::int64_t count : {0, 1, 7, 10}) {
-      const LayerCache cache{random_tensor(dtype, shape, 30), random_tensor(dtype, shape, 31)};
-      const LayerCache before{copy_of(cache.k), copy_of(cache.v)};
-      device->copy_rows(cache, 0, 26, 2, 13, count);
+      const LayerCache before{random_tensor(dtype, shape, 30), random_tensor(dtype, shape, 31)};
+      const LayerCache there{up(*device, before.k), up(*device, before.v)};
+      device->copy_rows(there, 0, 26, 2, 13, count);
+      const LayerCache cache{down(*device, there.k), down(*device, there.v)};
       for (std::int64_t place = 0; place < 3; ++place) {
         for (std::int64_t head = 0; head < 2; ++head) {
           for (std::int64_t slot = 0; slot < 10; ++slot) {

@@ -1,5 +1,5 @@
 // The factory, and the checks that every device makes: wrong dtypes, shapes and ranges are errors in words.
-#include "tests/runtime/cpu_testing.h"
+#include "tests/runtime/device_testing.h"
 
 #include "runtime/cpu/isa.h"
 
@@ -19,33 +19,39 @@ void expect_error(const std::function<void()>& call, const std::string& words) {
 }
 
 TEST(Device, Factory) {
-  const auto two = cpu_device(2);
+  const auto two = make_device("cpu", {.threads = 2});
   EXPECT_EQ(two->describe(), fmt::format("cpu ({}, 2 threads)", cpu::isa_names[static_cast<int>(cpu::isa())]));
-  EXPECT_NE(cpu_device(1)->describe().find("1 thread)"), std::string::npos);
-  EXPECT_NE(make_device("auto", {})->describe().find("cpu ("), std::string::npos);
-  expect_error([] { make_device("cuda", {}); }, "--device cuda: this build has no CUDA");
+  EXPECT_NE(make_device("cpu", {.threads = 1})->describe().find("1 thread)"), std::string::npos);
+  if (!KVMESH_WITH_CUDA) {
+    EXPECT_NE(make_device("auto", {})->describe().find("cpu ("), std::string::npos);
+    expect_error([] { make_device("cuda", {}); }, "--device cuda: this build has no CUDA");
+  } else if (cuda::device_count() == 0) {
+    EXPECT_NE(make_device("auto", {})->describe().find("cpu ("), std::string::npos);
+    expect_error([] { make_device("cuda", {}); }, "--device cuda: no GPU answers");
+  }
   expect_error([] { make_device("tpu", {}); }, "not one of cpu, cuda, auto");
   expect_error([] { make_device("cpu", {.threads = -1}); }, "threads");
 }
 
 TEST(Device, CopyNeedsEqualShapes) {
-  const auto device = cpu_device();
+  const auto device = test_device();
   const Tensor a = random_tensor(DType::f32, {3, 4}, 1), b = device->empty(DType::f32, {3, 4});
   device->copy(a, b);
-  EXPECT_TRUE(same_rows(a, 0, b, 0, 3));
+  EXPECT_TRUE(same_rows(a, 0, down(*device, b), 0, 3));
+  EXPECT_TRUE(same_rows(a, 0, down(*device, device->resident(a)), 0, 3));
   expect_error([&] { device->copy(a, device->empty(DType::f32, {4, 3})); }, "float32[3, 4]");
   expect_error([&] { device->copy(a, device->empty(DType::bf16, {3, 4})); }, "bfloat16[3, 4]");
 }
 
 TEST(Device, EmptyBatchesAreNoWork) {
-  const auto device = cpu_device();
+  const auto device = test_device();
   const Tensor none = device->empty(DType::f32, {0, 4});
   device->rms_norm(none, 1e-5f, device->empty(DType::f32, {0, 4}));
   device->gather_rows(random_tensor(DType::f32, {3, 4}, 1), device->empty(DType::i32, {0}), none);
 }
 
 TEST(Device, LinearChecks) {
-  const auto device = cpu_device();
+  const auto device = test_device();
   const auto weight = [&](DType dtype, std::int64_t k, std::int64_t n) {
     return Weight{k, n, dtype, device->empty(DType::u8, {static_cast<std::int64_t>(device->weight_bytes(dtype, k, n))})};
   };
@@ -65,10 +71,12 @@ TEST(Device, LinearChecks) {
 }
 
 TEST(Device, SegmentChecks) {
-  const auto device = cpu_device();
-  const LayerCache cache{filled(DType::f32, {2, 1, 8, 4}, 0), filled(DType::f32, {2, 1, 8, 4}, 0)};
+  const auto device = test_device();
+  const LayerCache cache{filled(DType::f32, {2, 1, 8, 4}, 0), filled(DType::f32, {2, 1, 8, 4}, 0)}, there{up(*device, cache.k), up(*device, cache.v)};
   const Tensor q = filled(DType::f32, {3, 8}, 0), out = filled(DType::f32, {3, 8}, 0), qkv = filled(DType::f32, {3, 16}, 0);
-  const auto run = [&](Segment s) { return [&, s] { device->attention(q, std::span(&s, 1), cache, -1, out); }; };
+  const auto run = [&](Segment s) {
+    return [&, s] { device->attention(up(*device, q), device->prepare({}, std::span(&s, 1), {}), there, -1, up(*device, out)); };
+  };
   EXPECT_NO_THROW(run({.start = 8, .begin = 13, .place = 1, .count = 3, .offset = 0})());
   expect_error(run({.start = 8, .begin = 14, .place = 1, .count = 3, .offset = 0}), "not within a ring of 8");
   expect_error(run({.start = 8, .begin = 7, .place = 1, .count = 3, .offset = 0}), "starts at 8");
@@ -76,7 +84,7 @@ TEST(Device, SegmentChecks) {
   expect_error(run({.start = 8, .begin = 8, .place = 0, .count = 3, .offset = 1}), "rows [1, 1 + 3) of 3");
   expect_error(run({.start = 8, .begin = 8, .place = 0, .count = 0, .offset = 1}), "segment 0");
   const Segment s{.start = 8, .begin = 8, .place = 0, .count = 3, .offset = 0};
-  const std::span segments(&s, 1);
+  const Pass segments = device->prepare({}, std::span(&s, 1), {});
   expect_error([&] { device->norm_rope_append(q, segments, {}, 1e-5f, q, cache); }, "qkv is float32[3, 8], expected float32[3, 16]");
   expect_error([&] { device->norm_rope_append(qkv, segments, filled(DType::f32, {8, 3}, 0), 1e-5f, q, cache); }, "expected float32[8, 4]");
   expect_error([&] { device->attention(filled(DType::f32, {3, 6}, 0), segments, cache, -1, out); }, "do not fit 1 key heads of 4");

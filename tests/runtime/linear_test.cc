@@ -1,5 +1,5 @@
 // Device::linear against a float64 twin, and the same bits for a row whatever its company.
-#include "tests/runtime/cpu_testing.h"
+#include "tests/runtime/device_testing.h"
 
 #include <cmath>
 #include <functional>
@@ -9,11 +9,18 @@ namespace kvmesh {
 namespace {
 
 /// A weight and the memory that it is packed into, aligned to no more than a packed layout asks for.
-Weight packed(const Device& device, const Tensor& source, DType dtype) {
+Weight packed(Device& device, const Tensor& source, DType dtype) {
   const std::int64_t k = source.size(0), n = source.size(1);
   const Tensor data = host_tensor(DType::u8, {static_cast<std::int64_t>(device.weight_bytes(dtype, k, n))});
   device.pack_weight(source, dtype, data.raw());
-  return {k, n, dtype, data};
+  return {k, n, dtype, device.resident(data)};
+}
+
+/// Device::linear on the host's tensors.
+void linear(Device& device, const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap = 0) {
+  const Tensor there = up(device, out);
+  device.linear(up(device, x), w, epilogue, there, cap);
+  device.copy(there, out);
 }
 
 double expected(double sum, Epilogue epilogue, double old, double cap) {
@@ -26,7 +33,7 @@ double expected(double sum, Epilogue epilogue, double old, double cap) {
 }
 
 TEST(Linear, AgreesWithFloat64) {
-  const auto device = cpu_device(2);
+  const auto device = test_device(2);
   constexpr float cap = 15;
   struct Case {
     std::int64_t rows, k, n;
@@ -37,7 +44,7 @@ TEST(Linear, AgreesWithFloat64) {
         for (const Epilogue epilogue : {Epilogue::none, Epilogue::add, Epilogue::relu_squared, Epilogue::soft_cap}) {
           const Tensor x = random_tensor(dtype, {c.rows, c.k}, 1), source = random_tensor(dtype, {c.k, c.n}, 2);
           const Tensor before = random_tensor(out_dtype, {c.rows, c.n}, 3), out = copy_of(before);
-          device->linear(x, packed(*device, source, dtype), epilogue, out, cap);
+          linear(*device, x, packed(*device, source, dtype), epilogue, out, cap);
           const std::vector<double> xs = values(x), ws = values(source), olds = values(before), got = values(out);
           for (std::int64_t r = 0; r < c.rows; ++r) {
             for (std::int64_t j = 0; j < c.n; ++j) {
@@ -61,19 +68,19 @@ TEST(Linear, AgreesWithFloat64) {
 }
 
 TEST(Linear, PacksFloat32ToBfloat16ByRounding) {
-  const auto device = cpu_device();
+  const auto device = test_device();
   const Tensor source = random_tensor(DType::f32, {33, 70}, 4), rounded = host_tensor(DType::bf16, {33, 70});
   for (std::int64_t i = 0; i < source.numel(); ++i) set(rounded, i, get(source, i));
   const Weight a = packed(*device, source, DType::bf16), b = packed(*device, rounded, DType::bf16);
-  EXPECT_EQ(std::memcmp(a.data.raw(), b.data.raw(), a.data.bytes()), 0);
+  EXPECT_EQ(std::memcmp(down(*device, a.data).raw(), down(*device, b.data).raw(), a.data.bytes()), 0);
 }
 
 TEST(Linear, SmallLogitsKeepTheirPrecisionUnderTheCap) {
-  const auto device = cpu_device();
+  const auto device = test_device();
   const Tensor x = host_tensor(DType::f32, {1, 1}), source = host_tensor(DType::f32, {1, 2000}), out = host_tensor(DType::f32, {1, 2000});
   set(x, 0, 1);
   for (int i = 0; i < 2000; ++i) set(source, i, (i % 2 ? -1 : 1) * std::exp(-12 + i * 0.01));  // 6e-6 … 3e3
-  device->linear(x, packed(*device, source, DType::f32), Epilogue::soft_cap, out, 15);
+  linear(*device, x, packed(*device, source, DType::f32), Epilogue::soft_cap, out, 15);
   for (int i = 0; i < 2000; ++i) {
     const double want = 15 * std::tanh(get(source, i) / 15);
     ASSERT_NEAR(get(out, i), want, 4e-7 * std::abs(want)) << get(source, i);
@@ -101,14 +108,15 @@ TEST(Linear, ARowsBitsDoNotDependOnItsCompanyOrThreads) {
   struct Case {
     std::int64_t rows, k, n;
   };
-  for (const Case c : {Case{75, 97, 130}, {75, 256, 64}, {700, 768, 96}}) {
+  const std::vector<Case> cases = {{75, 97, 130}, {75, 256, 64}, {700, 768, 96}}, few = {{40, 97, 20}, {20, 600, 9}};
+  for (const Case c : emulated() ? few : cases) {
     for (const DType dtype : float_types()) {
       const Tensor x = random_tensor(dtype, {c.rows, c.k}, 5), source = random_tensor(dtype, {c.k, c.n}, 6);
       Tensor first;
-      for (int threads = 1; threads <= 4; ++threads) {
-        const auto device = cpu_device(threads);
+      for (int threads = 1; threads <= (on_cuda() ? 1 : 4); ++threads) {
+        const auto device = test_device(threads);
         const Weight w = packed(*device, source, dtype);
-        const auto product = [&](const Tensor& rows, const Tensor& out) { device->linear(rows, w, Epilogue::none, out); };
+        const auto product = [&](const Tensor& rows, const Tensor& out) { linear(*device, rows, w, Epilogue::none, out); };
         if (threads < 3) {
           EXPECT_TRUE(rows_are_independent(product, x, c.n, dtype)) << name_of(dtype) << ", k " << c.k << ", threads " << threads;
         }
@@ -121,13 +129,28 @@ TEST(Linear, ARowsBitsDoNotDependOnItsCompanyOrThreads) {
   }
 }
 
+// A device may have other kernels for many rows than for few.
+TEST(Linear, ManyRowsAndFewGiveTheSameBits) {
+  constexpr std::int64_t rows = 140, k = 328, n = 390;
+  const auto device = test_device(2);
+  const Tensor x = random_tensor(DType::bf16, {rows, k}, 12), source = random_tensor(DType::bf16, {k, n}, 13);
+  const Weight w = packed(*device, source, DType::bf16);
+  const Tensor whole = host_tensor(DType::f32, {rows, n});
+  linear(*device, x, w, Epilogue::relu_squared, whole);
+  for (const std::int64_t count : {1, 17, 33, 127}) {
+    const Tensor some = host_tensor(DType::f32, {count, n});
+    linear(*device, x.slice(rows - count, rows), w, Epilogue::relu_squared, some);
+    EXPECT_TRUE(same_rows(some, 0, whole, rows - count, count)) << count;
+  }
+}
+
 TEST(Linear, ResidualAddsAreIndependentToo) {
-  const auto device = cpu_device(2);
+  const auto device = test_device(2);
   const Tensor x = random_tensor(DType::bf16, {40, 96}, 7), source = random_tensor(DType::bf16, {96, 100}, 8), old = random_tensor(DType::bf16, {1, 100}, 9);
   const Weight w = packed(*device, source, DType::bf16);
   const auto product = [&](const Tensor& rows, const Tensor& out) {
     for (std::int64_t r = 0; r < out.size(0); ++r) device->copy(old, out.slice(r, r + 1));
-    device->linear(rows, w, Epilogue::add, out);
+    linear(*device, rows, w, Epilogue::add, out);
   };
   EXPECT_TRUE(rows_are_independent(product, x, 100, DType::bf16));
 }

@@ -1,7 +1,8 @@
-// What the CPU device's tests share: random tensors, values as double, comparisons of bits.
+// What the devices' tests share: the device that a run is for, random tensors, values as double, comparisons of bits.
 #pragma once
 
 #include "runtime/device.h"
+#include "tests/runtime/test_device.h"
 
 #include <gtest/gtest.h>
 
@@ -11,8 +12,6 @@
 #include <vector>
 
 namespace kvmesh {
-
-inline std::unique_ptr<Device> cpu_device(int threads = 1) { return make_device("cpu", {.threads = threads}); }
 
 inline double get(const Tensor& t, std::int64_t i) {
   if (t.dtype() == DType::bf16) return static_cast<const bfloat16*>(t.raw())[i];

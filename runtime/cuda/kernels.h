@@ -1,0 +1,97 @@
+// What the kernels offer to the CUDA device. They know neither tensors nor shapes' checks: they get pointers into the device's memory and a
+// stream; elements are bfloat16 where `bf16` says so, else float32. Each call enqueues one kernel and gives what the launch said.
+#pragma once
+
+#include "runtime/structs.h"
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvmesh::cuda {
+
+/// Where kernels go.
+struct Queue {
+  cudaStream_t stream = nullptr;
+  int multiprocessors = 1;
+  bool early_start = false;  ///< kernels may start while the one before them ends (compute capability 9.0)
+};
+
+/// out [rows, n] = x [rows, k] · w, with what follows in float32 before the one rounding.
+struct LinearTask {
+  const void* x;
+  const void* w;  // as pack_weight laid it out
+  void* out;
+  std::int64_t rows, k, n;
+  bool bf16;      // of x and w
+  bool out_bf16;
+  Epilogue epilogue;
+  float cap;
+};
+
+/// Of norm_rope_append and attention: the packed rows, their segments, and the ring [places, kv_heads, size, head_dim] of one layer.
+struct RingTask {
+  const Segment* segments;
+  const std::int32_t* run_of;  // [tokens]: the segment, -1: none
+  void* k;
+  void* v;
+  std::int64_t tokens, heads, kv_heads, size, head_dim;
+  bool bf16;
+};
+
+/// qkv [tokens, (heads + 2 · kv_heads) · head_dim] → q [tokens, heads · head_dim] and the ring; rope [size, head_dim] or null.
+struct AppendTask {
+  RingTask ring;
+  const void* qkv;
+  void* q;
+  const float* rope;
+  float eps;
+};
+
+struct AttentionTask {
+  RingTask ring;
+  const void* q;
+  void* out;
+  std::int64_t window;  // < 0: none
+  bool decode;          // every segment has one token
+  float* partial;       // attention_partial_floats(…) floats
+  unsigned* arrived;    // [tokens · kv_heads], zeros before and after
+};
+
+struct CopyTask {
+  void* k;
+  void* v;
+  std::int64_t kv_heads, size, row_bytes;
+  std::int64_t source, from, target, to, count;
+};
+
+/// As Device::sample; best_ids [rows, best] and log_probs [rows, 1 + best] may be null.
+struct SampleTask {
+  const float* logits;    // [rows, vocab]
+  const SampleRow* rows;  // in the device's memory
+  std::int32_t* tokens;
+  float* log_probs;
+  std::int32_t* best_ids;
+  std::int64_t count, vocab, best;
+};
+
+cudaError_t gather_rows(const Queue& queue, const void* table, std::int64_t table_rows, std::int64_t row_bytes, const std::int32_t* ids, std::int64_t count,
+                        void* out);
+cudaError_t rms_norm(const Queue& queue, const void* x, void* out, bool bf16, std::int64_t rows, std::int64_t width, float eps);
+cudaError_t append(const Queue& queue, const AppendTask& task);
+cudaError_t copy_rows(const Queue& queue, const CopyTask& task);
+
+std::size_t weight_bytes(bool bf16, std::int64_t k, std::int64_t n);
+/// On the host: element [i, j] of source [k, n] to its place in `target`.
+void pack_weight(const void* source, bool source_bf16, bool bf16, std::int64_t k, std::int64_t n, void* target);
+cudaError_t linear(const Queue& queue, const LinearTask& task);
+
+constexpr std::int64_t largest_head = 256;  ///< head_dim of attention at most
+/// How many floats attention wants between its blocks; 0: none.
+std::int64_t attention_partial_floats(const Queue& queue, const RingTask& ring, bool decode);
+cudaError_t attention(const Queue& queue, const AttentionTask& task);
+
+cudaError_t sample(const Queue& queue, const SampleTask& task);
+
+}  // namespace kvmesh::cuda

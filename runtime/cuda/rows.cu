@@ -1,0 +1,132 @@
+// Gathering, norms, RoPE and the cache's new entries: a block or a warp a row, each row's sums by one tree fixed by its width.
+#include "runtime/cuda/device_code.h"
+
+namespace kvmesh::cuda {
+namespace {
+
+constexpr unsigned row_threads = 128;
+constexpr unsigned warps = row_threads / 32;
+
+/// `bytes` (even) from one place to another by a block's threads, 16 at a time where that is possible.
+__device__ void copy_bytes(void* to, const void* from, std::int64_t bytes, unsigned thread, unsigned threads) {
+  const auto addresses = reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from) | static_cast<std::uintptr_t>(bytes);
+  if (addresses % 16 == 0) {
+    for (std::int64_t i = thread; i < bytes / 16; i += threads) static_cast<uint4*>(to)[i] = static_cast<const uint4*>(from)[i];
+  } else {
+    for (std::int64_t i = thread; i < bytes / 2; i += threads) static_cast<std::uint16_t*>(to)[i] = static_cast<const std::uint16_t*>(from)[i];
+  }
+}
+
+__global__ void __launch_bounds__(row_threads) gather_kernel(const std::byte* table, std::int64_t table_rows, std::int64_t row_bytes, const std::int32_t* ids,
+                                                             std::byte* out) {
+  grid_dependency_launch();
+  grid_dependency_wait();
+  const std::int32_t id = ids[blockIdx.x];
+  std::byte* to = out + blockIdx.x * row_bytes;
+  if (id >= 0 && id < table_rows) {
+    copy_bytes(to, table + id * row_bytes, row_bytes, threadIdx.x, row_threads);
+  } else {
+    for (std::int64_t i = threadIdx.x; i < row_bytes; i += row_threads) to[i] = std::byte{0xff};
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(row_threads) rms_norm_kernel(const T* x, T* out, std::int64_t width, float eps) {
+  grid_dependency_launch();
+  grid_dependency_wait();
+  __shared__ float parts[warps];
+  x += blockIdx.x * width;
+  out += blockIdx.x * width;
+  float sum = 0;
+  for (std::int64_t i = threadIdx.x; i < width; i += row_threads) {
+    const float v = to_float(x[i]);
+    sum = fmaf(v, v, sum);
+  }
+  sum = warp_sum(sum);
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sum;
+  __syncthreads();
+  const float scale = inverse_rms((parts[0] + parts[1]) + (parts[2] + parts[3]), width, eps);
+  for (std::int64_t i = threadIdx.x; i < width; i += row_threads) out[i] = from_float<T>(to_float(x[i]) * scale);
+}
+
+/// One head [width] by a warp: norm, then RoPE where there is a table.
+template <typename T>
+__device__ void norm_rope(const T* x, T* out, std::int64_t width, const float* rope, float eps, int lane) {
+  const std::int64_t half = width / 2;
+  float sum = 0;
+  for (std::int64_t i = lane; i < half; i += 32) {
+    const float a = to_float(x[i]), b = to_float(x[i + half]);
+    sum = fmaf(b, b, fmaf(a, a, sum));
+  }
+  const float scale = inverse_rms(warp_sum(sum), width, eps);
+  for (std::int64_t i = lane; i < half; i += 32) {
+    float a = to_float(x[i]) * scale, b = to_float(x[i + half]) * scale;
+    if (rope) {
+      const float cos = rope[i], sin = rope[i + half], turned = a * cos - b * sin;
+      b = b * cos + a * sin;
+      a = turned;
+    }
+    out[i] = from_float<T>(a);
+    out[i + half] = from_float<T>(b);
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(row_threads) append_kernel(AppendTask task) {
+  grid_dependency_launch();
+  grid_dependency_wait();
+  const RingTask& r = task.ring;
+  const std::int64_t t = blockIdx.x, h = r.head_dim, head = blockIdx.y * warps + threadIdx.x / 32, all = r.heads + 2 * r.kv_heads;
+  const std::int32_t run = r.run_of[t];
+  if (run < 0 || head >= all) return;
+  const Segment s = r.segments[run];
+  const std::int64_t position = s.begin + (t - s.offset);
+  const T* x = static_cast<const T*>(task.qkv) + (t * all + head) * h;
+  const float* rope = task.rope ? task.rope + (position - s.start) * h : nullptr;
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const auto slot = [&](void* ring, std::int64_t kv_head) {
+    return static_cast<T*>(ring) + ((s.place * r.kv_heads + kv_head) * r.size + position % r.size) * h;
+  };
+  if (head < r.heads) {
+    norm_rope(x, static_cast<T*>(task.q) + (t * r.heads + head) * h, h, rope, task.eps, lane);
+  } else if (head < r.heads + r.kv_heads) {
+    norm_rope(x, slot(r.k, head - r.heads), h, rope, task.eps, lane);
+  } else {
+    copy_bytes(slot(r.v, head - r.heads - r.kv_heads), x, h * static_cast<std::int64_t>(sizeof(T)), threadIdx.x % 32, 32);
+  }
+}
+
+__global__ void __launch_bounds__(32) copy_rows_kernel(CopyTask t) {
+  grid_dependency_launch();
+  grid_dependency_wait();
+  const std::int64_t i = blockIdx.x, head = blockIdx.y;
+  const std::int64_t from = ((t.source * t.kv_heads + head) * t.size + (t.from + i) % t.size) * t.row_bytes;
+  const std::int64_t to = ((t.target * t.kv_heads + head) * t.size + (t.to + i) % t.size) * t.row_bytes;
+  for (void* ring : {t.k, t.v}) copy_bytes(static_cast<std::byte*>(ring) + to, static_cast<std::byte*>(ring) + from, t.row_bytes, threadIdx.x, 32);
+}
+
+}  // namespace
+
+cudaError_t gather_rows(const Queue& queue, const void* table, std::int64_t table_rows, std::int64_t row_bytes, const std::int32_t* ids, std::int64_t count,
+                        void* out) {
+  return launch(queue, dim3(static_cast<unsigned>(count)), row_threads, 0, gather_kernel, static_cast<const std::byte*>(table), table_rows, row_bytes, ids,
+                static_cast<std::byte*>(out));
+}
+
+cudaError_t rms_norm(const Queue& queue, const void* x, void* out, bool bf16, std::int64_t rows, std::int64_t width, float eps) {
+  const dim3 grid(static_cast<unsigned>(rows));
+  if (bf16) return launch(queue, grid, row_threads, 0, rms_norm_kernel<bfloat16>, static_cast<const bfloat16*>(x), static_cast<bfloat16*>(out), width, eps);
+  return launch(queue, grid, row_threads, 0, rms_norm_kernel<float>, static_cast<const float*>(x), static_cast<float*>(out), width, eps);
+}
+
+cudaError_t append(const Queue& queue, const AppendTask& task) {
+  const RingTask& r = task.ring;
+  const dim3 grid(static_cast<unsigned>(r.tokens), static_cast<unsigned>(ceil_div<std::int64_t>(r.heads + 2 * r.kv_heads, warps)));
+  return launch(queue, grid, row_threads, 0, r.bf16 ? append_kernel<bfloat16> : append_kernel<float>, task);
+}
+
+cudaError_t copy_rows(const Queue& queue, const CopyTask& task) {
+  return launch(queue, dim3(static_cast<unsigned>(task.count), static_cast<unsigned>(task.kv_heads)), 32, 0, copy_rows_kernel, task);
+}
+
+}  // namespace kvmesh::cuda
