@@ -139,7 +139,7 @@ TEST(Nccl, LogitsThatItGathersDrawTheTokensOfEachRankAlone) {
               row.temperature = 1;
               return row;
             },
-            [&](const Row& row, Completion&& completion) { all[static_cast<std::size_t>(row.index)] = completion.tokens; }, [] { return true; });
+            [&](const Row& row, Completion&& completion) { all[static_cast<std::size_t>(row.index)] = completion.tokens; }, [](const GenerateStats&) { return true; });
     return all;
   };
   const auto ranks = make(fake_nccl::make_stream());
