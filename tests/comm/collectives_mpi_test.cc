@@ -219,7 +219,7 @@ TEST_F(Collectives, NobodyLeavesABarrierBeforeTheLastCame) {
   for (int late = 0; late < group->size(); ++late) {
     world().barrier();
     const auto begin = std::chrono::steady_clock::now();
-    if (group->rank() == late) std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    if (group->rank() == late) std::this_thread::sleep_for(std::chrono::milliseconds(200));
     world().barrier();
     EXPECT_GE(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(60)) << "rank " << late << " was late";
   }
@@ -239,7 +239,7 @@ void expect_usage_error(Call call, const std::string& words) {
 TEST_F(Collectives, ARankThatDoesNotComeIsNamed) {
   const int size = group->size(), absent = size - 1;
   if (size == 1) GTEST_SKIP() << "nobody to wait for";
-  auto alone = make_communicator(Seconds(1));
+  auto alone = make_communicator(Seconds(3));  // a quarter of it for the answers of ranks on a busy machine
   if (group->rank() != absent) {
     std::string error;
     try {

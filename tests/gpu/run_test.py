@@ -63,6 +63,7 @@ class Run(unittest.TestCase):
         done = subprocess.run([sys.executable, "-B", RUN, "--bundle", self.folder / "bundle.tar.gz", "--report", self.folder / "report", *words],
                               env=os.environ | {"PATH": f"{self.folder}/bin:{os.environ['PATH']}", "TMPDIR": str(self.folder)}, capture_output=True, text=True, timeout=60)
         self.assertEqual(done.stderr, "")
+        self.assertEqual(list(self.folder.glob("kvmesh-bundle-*")), [], "what was unpacked stays behind")
         report = json.loads((self.folder / "report/report.json").read_text())
         self.steps = {s["name"]: s for s in report["steps"]}
         return done.returncode, report, (self.folder / "report/report.md").read_text()
