@@ -4,12 +4,16 @@
 #include "comm/communicator.h"
 
 #include <cstdint>
-#include <string>
+#include <span>
+#include <string_view>
 
 namespace kvmesh {
 
-/// Collective. Throws Error(Fault::rank) on every rank unless all gave the same `hash`; it names `what` and the ranks that differ from the
-/// majority (from rank 0, where there is none).
-void check_agreement(Communicator& ranks, std::uint64_t hash, const std::string& what);
+/// hashes [ranks]. Throws Error(Fault::rank) unless all are the same; it names `what` and the ranks that differ from the majority (from the
+/// lowest rank's, where there is none).
+void check_equal(std::span<const std::uint64_t> hashes, std::string_view what);
+
+/// Collective: check_equal of every rank's `hash`, on every rank.
+void check_agreement(Communicator& ranks, std::uint64_t hash, std::string_view what);
 
 }  // namespace kvmesh

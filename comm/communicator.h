@@ -1,9 +1,10 @@
 // What ranks say to each other: collectives over typed tensors. One implementation a kind of memory: self (one rank), MPI (host),
-// later NCCL (device). Every rank of the communicator must make the same calls in the same order, with the same shapes. Shapes and
+// NCCL (device). Every rank of the communicator must make the same calls in the same order, with the same shapes. Shapes and
 // dtypes are checked once, here, before anything is sent. No call waits longer than the communicator's deadline for another rank:
 // it throws Error(Fault::rank) that names the collective, and after that the communicator can only be dropped.
 #pragma once
 
+#include "comm/fold.h"
 #include "runtime/tensor.h"
 
 #include <cstdint>
@@ -11,8 +12,6 @@
 #include <span>
 
 namespace kvmesh {
-
-enum class Reduce { sum, min, max };
 
 class Communicator {
  public:
@@ -36,6 +35,9 @@ class Communicator {
   void broadcast(const Tensor& inout, int root);
   /// Returns when all ranks have come here.
   virtual void barrier() = 0;
+  /// Device memory: returns when all that was enqueued on the communicator's stream is done, within the deadline; to be called after launching
+  /// a graph that has collectives in it. Host memory: they are done when they return.
+  virtual void wait() {}
 
  private:
   /// counts[r]: elements of rank r.

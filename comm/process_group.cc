@@ -36,6 +36,7 @@ void guard_finalize(Seconds deadline) {
 }  // namespace
 
 struct ProcessGroup::Impl {
+  std::chrono::steady_clock::time_point began = std::chrono::steady_clock::now();
   std::shared_ptr<Deadline> deadline = std::make_shared<Deadline>();
   std::shared_ptr<Deadline> end_deadline = std::make_shared<Deadline>();
   std::unique_ptr<Communicator> world, host, end;  // end: for all_arrive, when world may be in the middle of something
@@ -76,6 +77,7 @@ int ProcessGroup::rank() const { return impl_->world->rank(); }
 int ProcessGroup::size() const { return impl_->world->size(); }
 int ProcessGroup::local_rank() const { return impl_->host->rank(); }
 int ProcessGroup::local_size() const { return impl_->host->size(); }
+std::chrono::steady_clock::time_point ProcessGroup::began() const { return impl_->began; }
 Communicator& ProcessGroup::world() { return *impl_->world; }
 Communicator& ProcessGroup::host() { return *impl_->host; }
 
@@ -83,6 +85,8 @@ void ProcessGroup::set_deadline(std::chrono::duration<double> deadline) {
   check(deadline.count() > 0, "the deadline for other ranks is {} s, it must be positive", deadline.count());
   impl_->deadline->seconds = deadline;
 }
+
+std::shared_ptr<Deadline> ProcessGroup::deadline() const { return impl_->deadline; }
 
 bool ProcessGroup::all_arrive(std::chrono::duration<double> patience) {
   if (impl_->deadline->passed) return false;

@@ -11,6 +11,8 @@
 
 namespace kvmesh {
 
+struct Deadline;
+
 class ProcessGroup {
  public:
   /// Starts MPI: once a process, by its main thread. `deadline` > 0: no collective of this group waits longer for another rank
@@ -27,7 +29,9 @@ class ProcessGroup {
   int size() const;
   int local_rank() const;  ///< among the ranks of this host
   int local_size() const;  ///< how many ranks this host has
+  std::chrono::steady_clock::time_point began() const;  ///< when this object was made
   void set_deadline(std::chrono::duration<double> deadline);
+  std::shared_ptr<Deadline> deadline() const;  ///< for communicators that give up together with world()
 
   Communicator& world();  ///< all ranks, host memory
   Communicator& host();   ///< the ranks of this host, host memory

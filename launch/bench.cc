@@ -34,6 +34,7 @@ struct Times {
 Times run_once(const Gpt& gpt, Communicator& ranks, const BenchOptions& o) {
   GenerateOptions options;
   options.batch_size = o.mesh.batch_size;
+  options.sync_every = 1;
   options.prefill_chunk = o.mesh.batch_size * o.prompt_len;  // prefill is one step, decode the others
   Generator generator(gpt, nullptr, ranks, options);
   std::vector<std::int32_t> prompt(static_cast<std::size_t>(o.prompt_len));
@@ -52,7 +53,7 @@ Times run_once(const Gpt& gpt, Communicator& ranks, const BenchOptions& o) {
         return row;
       },
       [](const Row&, Completion&&) {},
-      [&] {
+      [&](const GenerateStats&) {
         at.push_back(Clock::now());
         return true;
       });

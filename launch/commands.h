@@ -12,6 +12,7 @@ namespace kvmesh {
 // On every rank of the job, together.
 int generate_command(std::span<const std::string> args, ProcessGroup& group);
 int score_command(std::span<const std::string> args, ProcessGroup& group);
+int doctor_command(std::span<const std::string> args, ProcessGroup& group);
 int verify_command(std::span<const std::string> args, ProcessGroup& group);
 int bench_command(std::span<const std::string> args, ProcessGroup& group);
 

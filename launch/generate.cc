@@ -1,11 +1,13 @@
 // kvmesh generate: a file of prompts in, a file of completions out.
 #include "launch/commands.h"
 #include "launch/job/agree.h"
+#include "launch/job/checkup.h"
 #include "launch/job/generation.h"
 #include "launch/job/job.h"
+#include "launch/job/metrics.h"
 #include "launch/job/output.h"
-#include "launch/job/progress.h"
 #include "launch/job/signals.h"
+#include "launch/job/trace.h"
 
 #include <fmt/format.h>
 
@@ -44,20 +46,23 @@ void finish(Communicator& ranks, Output* output) {
 
 void print_summary(const GenerateStats& s, std::int64_t errors, double seconds) {
   const auto rate = [](std::int64_t n, double t) { return t > 0 ? static_cast<double>(n) / t : 0.0; };
+  double prefill = 0, decode = 0;  // of the rank with the most
+  for (const TimeSplit& t : s.ranks) prefill = std::max(prefill, t.prefill), decode = std::max(decode, t.decode);
   fmt::print(stderr, "kvmesh: {} rows{} in {:.2f} s; prefill {} tokens at {:.0f}/s, decode {} tokens at {:.0f}/s, all {:.0f} new tokens/s; first token after {:.0f} ms\n",
-             s.rows, errors ? fmt::format(" and {} error rows", errors) : "", seconds, s.prompt_tokens, rate(s.prompt_tokens, s.prefill_seconds), s.decode_tokens,
-             rate(s.decode_tokens, s.decode_seconds), rate(s.new_tokens, seconds), s.rows ? 1e3 * s.first_token_seconds / static_cast<double>(s.rows) : 0.0);
+             s.rows, errors ? fmt::format(" and {} error rows", errors) : "", seconds, s.prompt_tokens, rate(s.prompt_tokens, prefill), s.decode_tokens,
+             rate(s.decode_tokens, decode), rate(s.new_tokens, seconds), s.rows ? 1e3 * s.first_token_seconds / static_cast<double>(s.rows) : 0.0);
 }
 
 }  // namespace
 
 int generate_command(std::span<const std::string> args, ProcessGroup& group) {
-  const auto begun = std::chrono::steady_clock::now();
   const bool first = group.rank() == 0;
   const std::optional<GenerateCommandOptions> parsed = parse_generate_options(args, first);
   if (!parsed) return 0;
   const GenerateCommandOptions& o = *parsed;
   Job job(o.mesh, group);
+  if (!check_up(o, job, group)) return static_cast<int>(Fault::usage);
+  if (o.generate.sync == Sync::logits) job.join_devices(group);
   Communicator& ranks = group.world();
   LineSource lines = open_lines(o, job, ranks);
   std::unique_ptr<Output> output;  // rank 0's
@@ -81,27 +86,31 @@ int generate_command(std::span<const std::string> args, ProcessGroup& group) {
     return 0;
   }
 
+  Metrics metrics(o.metrics, group);
   const Gpt& gpt = job.load(o.mesh.checkpoint, group);
   const OrdinalSet done = share_done(ranks, output.get());
   RowQueue rows(
       std::move(lines), o, job, [&](std::int64_t ordinal) { return !done.contains(ordinal); },
       [&](std::int64_t ordinal, std::int64_t span, bool error, const std::string& line) { output->add(ordinal, span, error, line); }, first);
-  Progress progress(first);
-  bool stopped = false;
-  const GenerateStats stats = generate_rows(rows, gpt, job, ranks, o, [&](std::int64_t finished, std::int64_t new_tokens) {
-    stopped = largest(ranks, stop_requested()) != 0;
-    if (output) output->commit();
-    progress.show(finished, rows.total(), new_tokens);
-    return !stopped;
-  });
+  const std::unique_ptr<Trace> trace = o.metrics.trace.empty() ? nullptr : std::make_unique<Trace>(o.metrics.trace, group.rank(), metrics.hosts()[static_cast<std::size_t>(group.rank())]);
+  metrics.begin();
+  const GenerateStats stats = [&] {
+    Progress progress(first);
+    return generate_rows(rows, gpt, job, ranks, o, [&](const GenerateStats& so_far) {
+      if (output) output->commit();
+      metrics.update(so_far, rows.errors());
+      progress.show(figures_of(so_far, rows));
+      return !stop_requested();
+    }, trace ? trace->sink() : TimeSink());
+  }();
 
-  if (!stopped) finish(ranks, output.get());
+  const double looped = metrics.wall_seconds();
+  if (!stats.stopped) finish(ranks, output.get());
   const std::int64_t errors = largest(ranks, rows.errors() + (output ? output->errors_before() : 0));  // rank 0's; when it speaks, all have come here
-  if (first) {
-    print_summary(stats, errors, std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count());
-    if (stopped) fmt::print(stderr, "kvmesh: stopped by a signal; the same command goes on\n");
-  }
-  return stopped ? exit_stopped : errors ? exit_error_rows : 0;
+  if (first) print_summary(stats, errors, metrics.wall_seconds());
+  metrics.end(stats, errors, metrics.wall_seconds() - looped);
+  if (first && stats.stopped) fmt::print(stderr, "kvmesh: stopped by a signal; the same command goes on\n");
+  return stats.stopped ? exit_stopped : errors ? exit_error_rows : 0;
 }
 
 }  // namespace kvmesh

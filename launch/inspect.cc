@@ -1,6 +1,7 @@
 // kvmesh inspect and --version: what is in a checkpoint, what is in this program.
 #include "launch/commands.h"
 
+#include "comm/nccl.h"
 #include "comm/process_group.h"
 #include "launch/options.h"
 #include "launch/version.h"
@@ -42,8 +43,8 @@ int version_command() {
   using namespace cpu;
   std::string sets;
   for (int i = 0; i <= static_cast<int>(best_isa()); ++i) sets += (i ? ", " : "") + std::string(isa_names[i]);
-  fmt::print("kvmesh {} (build {})\nMPI: {}\nNCCL: not compiled in\ncuDNN: not compiled in\nCUDA: {}\nCPU instruction sets: {} (compiled in: scalar, avx2, avx512, avx512_bf16)\n",
-             version_text(), build_text(), mpi_version(), cuda_versions(), sets);
+  fmt::print("kvmesh {} (build {})\nMPI: {}\nNCCL: {}\ncuDNN: not compiled in\nCUDA: {}\nCPU instruction sets: {} (compiled in: scalar, avx2, avx512, avx512_bf16)\n",
+             version_text(), build_text(), mpi_version(), nccl_version(), cuda_versions(), sets);
   return 0;
 }
 

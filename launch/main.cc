@@ -1,5 +1,6 @@
 // The program that people start: kvmesh COMMAND [options], alone or under mpirun or srun.
 #include "launch/commands.h"
+#include "launch/job/agree.h"
 #include "launch/job/signals.h"
 
 #include <fmt/format.h>
@@ -24,6 +25,7 @@ using namespace kvmesh;
 constexpr const char* usage =
     "Usage: kvmesh COMMAND [options]        (kvmesh COMMAND --help lists the options)\n"
     "  generate   complete a file of prompts, on all ranks: mpirun -np N kvmesh generate …\n"
+    "  doctor     what is wrong with a job, before it starts: generate's options behind the same mpirun or srun\n"
     "  score      log-likelihoods of given completions, on all ranks\n"
     "  verify     compute rows of a finished output again, on all ranks, and compare\n"
     "  progress   how far a job is, and what it has finished\n"
@@ -32,23 +34,14 @@ constexpr const char* usage =
     "  bench      how fast prefill and decode are, beside what the machine can do\n"
     "  --version  what was compiled in\n";
 
-struct Failure {
-  int code;
-  std::string message;
-};
-
-// Runs `body`; what it throws becomes an exit code and a sentence.
+// Runs `body`; what it throws, as an Error.
 template <typename Body>
-std::optional<Failure> guarded(const Body& body) {
+std::optional<Error> guarded(const Body& body) {
   try {
     body();
     return std::nullopt;
-  } catch (const Error& e) {
-    return Failure{static_cast<int>(e.fault()), e.what()};
-  } catch (const std::bad_alloc&) {
-    return Failure{static_cast<int>(Fault::rank), "out of memory"};
   } catch (const std::exception& e) {
-    return Failure{static_cast<int>(Fault::rank), e.what()};
+    return error_of(e);
   }
 }
 
@@ -70,8 +63,8 @@ int run_alone(const Command& command) {
     if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) fail(Fault::io, "standard output: {}", std::strerror(errno));
   });
   if (failure) {
-    fmt::print(stderr, "kvmesh: {}\n", failure->message);
-    return failure->code;
+    fmt::print(stderr, "kvmesh: {}\n", failure->what());
+    return static_cast<int>(failure->fault());
   }
   return code;
 }
@@ -81,7 +74,22 @@ int unknown_command(std::span<const std::string> words, ProcessGroup&) {
   fail(Fault::usage, "{} (kvmesh --help lists them)", words.empty() ? "no command" : "unknown command '" + words[0] + "'");
 }
 
+// srun has started several processes and given them no way to find each other. Open MPI would end each of them with a page of its own.
+bool lacks_pmix() {
+  const char* const tasks = std::getenv("SLURM_STEP_NUM_TASKS");
+  return tasks && std::atoi(tasks) > 1 && !std::getenv("OMPI_COMM_WORLD_RANK") && !std::getenv("PMIX_RANK") && !std::getenv("PMI_RANK");
+}
+
 int run_on_mesh(int (*command)(std::span<const std::string>, ProcessGroup&), std::span<const std::string> args, int argc, char** argv) {
+  if (lacks_pmix()) {
+    const char* const rank = std::getenv("SLURM_PROCID");
+    if (rank && std::string_view(rank) == "0") {
+      fmt::print(stderr, "kvmesh: srun has started {} tasks, and each would think it is alone: start them with srun --mpi=pmix\n", std::getenv("SLURM_STEP_NUM_TASKS"));
+    } else {
+      std::this_thread::sleep_for(std::chrono::seconds(1));  // --kill-on-bad-exit would end the one that tells it
+    }
+    return static_cast<int>(Fault::usage);
+  }
   ProcessGroup group(argc, argv, std::chrono::seconds(60));
   int code = 0;
   const auto failure = guarded([&] { code = command(args, group); });
@@ -89,12 +97,12 @@ int run_on_mesh(int (*command)(std::span<const std::string>, ProcessGroup&), std
   // A fault that all ranks have met alike (a wrong option, say) is told once and ends the job in order. Else this rank tells it and
   // ends the others, which may still be computing or waiting for it; the delay leaves the telling to the lowest rank at fault.
   if (group.all_arrive(std::chrono::seconds(2))) {
-    if (group.rank() == 0) fmt::print(stderr, "kvmesh: {}\n", failure->message);
-    return failure->code;
+    if (group.rank() == 0) fmt::print(stderr, "kvmesh: {}\n", failure->what());
+    return static_cast<int>(failure->fault());
   }
   std::this_thread::sleep_for(std::chrono::milliseconds(100) * group.rank());
-  fmt::print(stderr, "kvmesh: [rank {}] {}\n", group.rank(), failure->message);
-  group.abort(failure->code);
+  fmt::print(stderr, "kvmesh: [rank {}] {}\n", group.rank(), failure->what());
+  group.abort(static_cast<int>(failure->fault()));
 }
 
 }  // namespace
@@ -110,6 +118,7 @@ int main(int argc, char** argv) {
     return run_on_mesh(generate_command, args, argc, argv);
   }
   if (command == "score") return run_on_mesh(score_command, args, argc, argv);
+  if (command == "doctor") return run_on_mesh(doctor_command, args, argc, argv);
   if (command == "verify") return run_on_mesh(verify_command, args, argc, argv);
   if (command == "bench") return run_on_mesh(bench_command, args, argc, argv);
   if (command == "tokenize") return run_alone([&] { return tokenize_command(args); });

@@ -16,7 +16,7 @@ namespace {
 namespace po = boost::program_options;
 
 // Fills `values` from the command line, then from --config FILE. False after --help.
-bool parse(std::span<const std::string> args, const po::options_description& options, const char* usage, bool speak,
+bool parse(std::span<const std::string> args, const po::options_description& options, const std::string& usage, bool speak,
            const po::positional_options_description& positional = {}) {
   po::variables_map values;
   try {
@@ -72,6 +72,7 @@ void add_mesh_options(po::options_description& options, MeshOptions& mesh, std::
       ("dtype", value(mesh.dtype, "TYPE"), "float32, bfloat16, or auto: config.json's")                            //
       ("mesh", value(mesh.mesh, "x=N"), "the mesh's axes; their product is the number of ranks")                   //
       ("threads", value(mesh.threads, "N"), "CPU threads a rank; 0: the cores it may use, shared with the host's other ranks")  //
+      ("share-gpus", po::bool_switch(&mesh.share_gpus), "ranks may share a GPU where they outnumber a host's: slow, for trying")  //
       ("comm-timeout", value(mesh.comm_timeout, "SECONDS"), "no rank waits longer for another");
 }
 
@@ -102,9 +103,9 @@ ModelConfig parse_shape(const std::string& text) {
 
 }  // namespace
 
-std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std::string> args, bool speak) {
+std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std::string> args, bool speak, std::string_view command) {
   GenerateCommandOptions o;
-  std::string checkpoint, prompts, output, rng = "row", sync = "tokens", pad = "power-of-two";
+  std::string checkpoint, prompts, output, metrics, prometheus, trace, rng = "row", sync = "tokens", pad = "power-of-two", shards = "shared";
   std::int64_t seed = 0;
   std::optional<std::int32_t> logprobs;
   po::options_description options("Options");
@@ -126,10 +127,17 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
       ("logprobs", po::value<std::int32_t>()->value_name("N")->notifier([&](std::int32_t n) { logprobs = n; }), "log-probabilities of the new tokens, and the N best")        //
       ("pad", value(pad, "MODE"), "left-pad a batch to power-of-two or longest; changes no result")                     //
       ("sync", value(sync, "WHAT"), "what the ranks gather each step: tokens, or logits, which every rank then samples and compares")  //
+      ("sync-every", value(o.generate.sync_every, "STEPS"), "steps that a rank takes by itself between two meetings of the ranks, at which rows enter; changes no result")  //
       ("prefill-chunk", value(o.generate.prefill_chunk, "N"), "prompt tokens that a rank prefills between two decode steps at most; changes no result")  //
       ("static-batches", po::bool_switch(&o.generate.static_batches), "rows enter only when the whole batch has finished")  //
+      ("shards", value(shards, "HOW"), "shared: a row goes to whichever rank has room; static: row i to rank i mod ranks; changes no result")  //
+      ("sentinel", value(o.generate.sentinel, "STEPS"), "every so many steps a 256th of the weights in memory is compared with the other ranks'; 0: never")  //
+      ("metrics", value(metrics, "FILE"), "where the time goes, a JSON line every --metrics-interval; appended")  //
+      ("prometheus", value(prometheus, "FILE"), "the same as Prometheus' text, replaced every --metrics-interval")  //
+      ("trace", value(trace, "FILE"), "every stretch of each rank's time in Chrome's trace format, one file a rank: its number goes before FILE's extension")  //
+      ("metrics-interval", value(o.metrics.interval, "SECONDS"), "between two of them")  //
       ("fresh", po::bool_switch(&o.fresh), "start over instead of going on with what --output FILE already has");
-  if (!parse(args, options, "kvmesh generate --checkpoint DIR (--prompts FILE | --prompt TEXT …) [--output FILE | -]", speak)) return std::nullopt;
+  if (!parse(args, options, fmt::format("kvmesh {} --checkpoint DIR (--prompts FILE | --prompt TEXT …) [--output FILE | -]", command), speak)) return std::nullopt;
   check(!checkpoint.empty(), "--checkpoint DIR is required");
   o.mesh.checkpoint = checkpoint;
   o.mesh.prompts = prompts;
@@ -145,6 +153,9 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   check(o.generate.samples >= 1 && o.generate.samples <= 1 << 20, "--samples {}: must be 1 to {}", o.generate.samples, 1 << 20);
   check(!logprobs || (*logprobs >= 0 && *logprobs < 1 << 20), "--logprobs {}: must be 0 or more, and no more than the vocabulary", logprobs.value_or(0));
   check(o.generate.prefill_chunk >= 1, "--prefill-chunk {}: must be 1 or more", o.generate.prefill_chunk);
+  check(o.generate.sync_every >= 1 && o.generate.sync_every <= 1 << 20, "--sync-every {}: must be 1 to {}", o.generate.sync_every, 1 << 20);
+  check(o.generate.sentinel >= 0, "--sentinel {}: must be 0 or more", o.generate.sentinel);
+  check(o.metrics.interval > 0, "--metrics-interval {}: must be positive", o.metrics.interval);
   for (const std::string& stop : o.row.stop) {
     check(!stop.empty(), "--stop: the text is empty");
     check(valid_utf8_prefix(stop) == stop.size(), "--stop \"{}\": is not UTF-8 text", to_valid_utf8(stop));
@@ -154,6 +165,10 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   o.generate.logprobs = logprobs.value_or(-1);
   o.generate.rng = choose<Rng>("rng", rng, {{"row", Rng::row}, {"jax", Rng::jax}});
   o.generate.sync = choose<Sync>("sync", sync, {{"tokens", Sync::tokens}, {"logits", Sync::logits}});
+  o.generate.shards = choose<Shards>("shards", shards, {{"shared", Shards::shared}, {"static", Shards::fixed}});
+  o.metrics.file = metrics;
+  o.metrics.prometheus = prometheus;
+  o.metrics.trace = trace;
   o.generate.pad = choose<Pad>("pad", pad, {{"power-of-two", Pad::power_of_two}, {"longest", Pad::longest}});
   return o;
 }

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace kvmesh {
@@ -17,6 +18,7 @@ struct MeshOptions {
   std::int64_t batch_size = 32;
   int threads = 0;
   double comm_timeout = 60;
+  bool share_gpus = false;
 };
 
 /// What a row may override, with the command's values.
@@ -29,8 +31,16 @@ struct RowDefaults {
   bool ignore_eos = false;
 };
 
+/// What a job tells of itself while it runs.
+struct MetricsOptions {
+  std::filesystem::path file, prometheus;  ///< empty: none
+  double interval = 10;                    ///< seconds
+  std::filesystem::path trace;             ///< empty: none
+};
+
 struct GenerateCommandOptions {
   MeshOptions mesh;
+  MetricsOptions metrics;
   std::vector<std::string> prompt;  ///< --prompt, instead of --prompts
   RowDefaults row;
   GenerateOptions generate;
@@ -38,7 +48,7 @@ struct GenerateCommandOptions {
 };
 
 /// nullopt after --help, which has been printed if `speak`. An Error names the option.
-std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std::string> args, bool speak);
+std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std::string> args, bool speak, std::string_view command = "generate");
 std::optional<MeshOptions> parse_score_options(std::span<const std::string> args, bool speak);
 
 struct VerifyOptions {

@@ -103,7 +103,7 @@ int score_command(std::span<const std::string> args, ProcessGroup& group) {
       tokens += std::ssize(row.completion);
       if (output) output->write(score_line(row.text, score[0], std::ssize(row.completion), score[1] != 0));
     }
-    progress.show(count, -1, tokens);
+    progress.show({.rows = count, .tokens = tokens});
   }
   check(count > 0, "no input: {} has no rows", o->prompts.string());
   on_first_rank(ranks, [&] { output->finish(); });

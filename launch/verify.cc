@@ -5,7 +5,6 @@
 #include "launch/job/generation.h"
 #include "launch/job/job.h"
 #include "launch/job/output.h"
-#include "launch/job/progress.h"
 #include "runtime/noise.h"
 
 #include <fmt/format.h>
@@ -188,14 +187,12 @@ int verify_command(std::span<const std::string> args, ProcessGroup& group) {
       std::move(lines), o, job, [&](std::int64_t ordinal) { return chosen(ordinal / samples); },
       [&](std::int64_t ordinal, std::int64_t span, bool, const std::string& line) { comparison->add(ordinal, span, line); }, first);
   Progress progress(first);
-  bool differs = false;
-  generate_rows(rows, gpt, job, ranks, o, [&](std::int64_t finished, std::int64_t new_tokens) {
-    differs = largest(ranks, comparison && !comparison->difference().empty()) != 0;
-    progress.show(finished, rows.total(), new_tokens);
-    return !differs;
+  const GenerateStats stats = generate_rows(rows, gpt, job, ranks, o, [&](const GenerateStats& so_far) {
+    progress.show(figures_of(so_far, rows));
+    return !comparison || comparison->difference().empty();
   });
   on_first_rank(ranks, [&] {
-    if (!differs) comparison->finish(rows.count());
+    if (!stats.stopped) comparison->finish(rows.count());
     if (const std::string& d = comparison->difference(); !d.empty()) fail(Fault::rank, "{}: {}", file.string(), d);
     check(comparison->rows() > 0, "--fraction {} --seed {}: chooses none of the {} rows", v.fraction, v.seed, rows.count());
     fmt::print("verified {} of {} rows\n", comparison->rows(), rows.count());

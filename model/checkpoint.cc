@@ -4,6 +4,7 @@
 #include "model/json_file.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #define XXH_INLINE_ALL
 #include <xxhash.h>
@@ -143,6 +144,8 @@ GptWeights load_weights(const std::filesystem::path& folder, const ModelConfig& 
   return build_weights(config, dtype, device, group, [&](const Part& part, std::byte* rows) { read_rows(*files, part, dtype, rows); });
 }
 
+std::size_t weights_bytes(const ModelConfig& config, DType dtype, const Device& device) { return make_layout(config, dtype, device).bytes; }
+
 GptWeights random_weights(const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group, std::uint32_t seed) {
   std::mt19937_64 bits(seed);
   return build_weights(config, dtype, device, group, [&](const Part& part, std::byte* rows) {
@@ -173,15 +176,18 @@ class Hash {
  public:
   Hash() { XXH3_128bits_reset(&state_); }
   void add(std::string_view bytes) { XXH3_128bits_update(&state_, bytes.data(), bytes.size()); }
-  void add_file(const std::filesystem::path& file) {
+  void add_file(const std::filesystem::path& file, std::int64_t most = std::numeric_limits<std::int64_t>::max()) {
     const int fd = open(file.c_str(), O_RDONLY | O_CLOEXEC);
     check(fd >= 0, "{}: {}", file.string(), std::strerror(errno));
     std::vector<char> buffer(std::size_t{1} << 20);
-    std::uint64_t bytes = 0;
+    struct stat status = {};
+    const off_t skipped = fstat(fd, &status) == 0 ? status.st_size / most * std::ssize(buffer) : 0;  // behind each block
+    std::uint64_t bytes = skipped > 0 ? static_cast<std::uint64_t>(status.st_size) : 0;
     ssize_t n;
     while ((n = read(fd, buffer.data(), buffer.size())) > 0) {
       add({buffer.data(), static_cast<std::size_t>(n)});
-      bytes += static_cast<std::uint64_t>(n);
+      if (skipped == 0) bytes += static_cast<std::uint64_t>(n);
+      if (skipped > 0) lseek(fd, skipped, SEEK_CUR);
     }
     const int error = errno;
     close(fd);
@@ -212,9 +218,9 @@ std::string checkpoint_hash(const std::filesystem::path& folder) {
   return hash.hex();
 }
 
-std::string file_hash(const std::filesystem::path& file) {
+std::string file_hash(const std::filesystem::path& file, std::int64_t most) {
   Hash hash;
-  hash.add_file(file);
+  hash.add_file(file, most);
   return hash.hex();
 }
 

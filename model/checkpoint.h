@@ -8,6 +8,7 @@
 #include "runtime/device.h"
 
 #include <filesystem>
+#include <limits>
 #include <optional>
 #include <span>
 #include <string>
@@ -48,6 +49,9 @@ void check_params(const SafetensorsFolder& files, const ModelConfig& config);
 /// `dtype` is one.
 GptWeights load_weights(const std::filesystem::path& folder, const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group);
 
+/// Bytes of memory that load_weights takes on a host.
+std::size_t weights_bytes(const ModelConfig& config, DType dtype, const Device& device);
+
 /// Weights of a model that nobody has trained: uniform numbers with variance 1 / fan-in, the same for the same seed; for benchmarks. Shared
 /// and collective as load_weights is.
 GptWeights random_weights(const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group, std::uint32_t seed);
@@ -60,8 +64,9 @@ std::optional<Tokenizer> load_tokenizer(const std::filesystem::path& folder, con
 /// name (XXH3, 128 bits: against mix-ups, not against forgery). Reads everything once.
 std::string checkpoint_hash(const std::filesystem::path& folder);
 
-/// 32 hex digits that change with any byte of the file.
-std::string file_hash(const std::filesystem::path& file);
+/// 32 hex digits that change with any byte of the file. Of a file of more than `most` bytes only blocks that are spread over it are read, about
+/// so many bytes together.
+std::string file_hash(const std::filesystem::path& file, std::int64_t most = std::numeric_limits<std::int64_t>::max());
 
 /// Writes a checkpoint: config.json and the weights, which must be the config's parameters, in shards of at most
 /// `max_shard_bytes`; `tokenizer`, if not empty, is copied to tokenizer.tiktoken. The folder must not exist; it appears complete,

@@ -3,173 +3,138 @@
 
 #include "comm/agreement.h"
 #include "comm/sharding.h"
+#include "model/hash.h"
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstring>
-#include <limits>
 #include <numeric>
+#include <type_traits>
 #include <utility>
 
 namespace kvmesh {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point from) { return std::chrono::duration<double>(Clock::now() - from).count(); }
-
 // One record a place and step: what its owner drew, as int32 words.
 //   token, finish [, log-probability's bits, N best ids, N best log-probabilities' bits]
-std::int64_t record_words(const GenerateOptions& options) { return options.logprobs < 0 ? 2 : 3 + 2 * std::int64_t{options.logprobs}; }
-
-// FNV-1a over the words, for comparing what ranks drew.
-std::uint64_t hash_words(std::span<const std::int32_t> words) {
-  std::uint64_t h = 14695981039346656037u;
-  for (const std::int32_t w : words) h = (h ^ static_cast<std::uint32_t>(w)) * 1099511628211u;
-  return h;
-}
+std::size_t record_words(const GenerateOptions& options) { return options.logprobs < 0 ? 2 : 3 + 2 * static_cast<std::size_t>(options.logprobs); }
 
 }  // namespace
 
-Generator::Generator(const Gpt& gpt, const Tokenizer* tokenizer, Communicator& ranks, GenerateOptions options)
-    : gpt_(gpt),
+// What every rank says of itself when they meet, in front of its records.
+struct Generator::Beat {
+  std::int32_t go;                                       // whether it wants another step
+  float prefill, decode, sampling, waiting, rows, host;  // its seconds since its last beat
+  std::int32_t words;                                    // of the records that follow
+  std::uint64_t entries, tokens, weights;                // hashes, which must be everyone's
+};
+
+Generator::Generator(const Gpt& gpt, const Tokenizer* tokenizer, Communicator& ranks, GenerateOptions options, Communicator* device_ranks, TimeSink sink)
+    : sink_(std::move(sink)),
+      gpt_(gpt),
       tokenizer_(tokenizer),
       ranks_(ranks),
+      logits_ranks_(device_ranks ? *device_ranks : ranks),
       options_(options),
       cache_(gpt.device(), gpt.config(), gpt.dtype(), kvmesh::split(options.batch_size, ranks.size(), ranks.rank()).size(), gpt.config().seqlen),
       workspace_(gpt, Gpt::chunk_tokens),
       logits_(gpt.device().empty(DType::f32, {cache_.places(), gpt.config().vocab_size})),
-      places_(static_cast<std::size_t>(options.batch_size)),
-      end_(gpt.config().seqlen),
+      schedule_(options, ranks.size(), gpt.config().seqlen),
+      weights_(gpt),
       jax_key_(noise_key(options.seed)) {
-  for (int r = 0; r < ranks.size(); ++r) first_place_.push_back(kvmesh::split(options.batch_size, ranks.size(), r).begin);
-  first_place_.push_back(options.batch_size);
-  if (options.static_batches || options.rng == Rng::jax) options_.prefill_chunk = std::numeric_limits<std::int64_t>::max();
+  check(options.shards == Shards::shared || options.batch_size >= ranks.size(), "--shards static: a --batch-size of {} leaves some of the {} ranks without a place", options.batch_size, ranks.size());
+  stats_.ranks.resize(static_cast<std::size_t>(ranks.size()));
+  finished_.resize(stats_.ranks.size());
 }
 
-int Generator::rank_of(std::size_t place) const {
-  return static_cast<int>(std::upper_bound(first_place_.begin(), first_place_.end(), static_cast<std::int64_t>(place)) - first_place_.begin()) - 1;
-}
-
-// Which waiting row takes which free place: one row after another goes to the rank with the fewest rows (the lowest such rank) until
-// places or rows run out; then rank 0 gets the first of these rows, rank 1 the next, and so on, each in its lowest free
-// places. Into an empty mesh this is the batch axis' contiguous split.
-void Generator::admit(const std::function<std::optional<Row>()>& next) {
-  std::vector<std::int64_t> active(static_cast<std::size_t>(ranks_.size())), taking(active.size());
-  std::int64_t free = 0;
-  for (std::size_t p = 0; p < places_.size(); ++p) {
-    active[static_cast<std::size_t>(rank_of(p))] += places_[p].active;
-    free += !places_[p].active;
-  }
-  const bool idle = free == std::ssize(places_);
-  const std::int64_t cursor = end_;
-  end_ += idle ? 0 : 1;
-  if (options_.static_batches && !idle) return;
-  while (std::ssize(waiting_) < free && !exhausted_) {
-    if (std::optional<Row> row = next()) waiting_.push_back(std::move(*row));
-    else exhausted_ = true;
-  }
-  if (waiting_.empty()) return;
-  if (idle) {  // a new batch: its prompts are left-padded to one length
-    std::size_t longest = 0;
-    for (const Row& row : waiting_) longest = std::max(longest, row.prompt->size());
-    end_ = cursor + padded_length(static_cast<std::int64_t>(longest), options_.pad);
-  }
-  const std::int64_t entering = std::min<std::int64_t>(free, std::ssize(waiting_));
-  for (std::int64_t i = 0; i < entering; ++i) {
-    std::size_t best = active.size();
-    for (std::size_t r = 0; r < active.size(); ++r) {
-      const bool room = active[r] + taking[r] < first_place_[r + 1] - first_place_[r];
-      if (room && (best == active.size() || active[r] + taking[r] < active[best] + taking[best])) best = r;
+GenerateStats Generator::run(const Schedule::Next& next, const std::function<void(const Row&, Completion&&)>& done,
+                             const std::function<bool(const GenerateStats&)>& proceed) {
+  const auto timed_next = [&] {
+    lap(&TimeSplit::host);
+    std::optional<Row> row = next();
+    lap(&TimeSplit::rows);
+    return row;
+  };
+  const auto timed_done = [&](const Row& row, Completion&& completion) {
+    lap(&TimeSplit::host);
+    done(row, std::move(completion));
+    lap(&TimeSplit::rows);
+  };
+  try {
+    for (bool go = true; go && (stats_.in_flight = schedule_.begin_round(timed_next)) > 0;) {
+      lap(&TimeSplit::host);
+      const bool mine = proceed(stats_);
+      lap(&TimeSplit::rows);
+      go = round(timed_done, mine);
     }
-    ++taking[best];
+    stats_.stopped = stats_.in_flight > 0 && !schedule_.finished();
+  } catch (const Error& e) {
+    if (e.fault() != Fault::rank) throw;
+    fail(Fault::rank, "step {}: {}", stats_.steps, e.what());  // of this rank: where it waited for another, or found out that one differs
   }
-  std::size_t row = 0;
-  for (std::size_t p = 0; p < places_.size(); ++p) {
-    std::int64_t& left = taking[static_cast<std::size_t>(rank_of(p))];
-    if (places_[p].active || left == 0) continue;
-    --left;
-    enter(p, std::move(waiting_[row++]));
-  }
-  waiting_.erase(waiting_.begin(), waiting_.begin() + entering);
+  lap(&TimeSplit::host);
+  TimeSplit& own = stats_.ranks[static_cast<std::size_t>(ranks_.rank())];
+  own.collectives += since_beat_.collectives, own.rows += since_beat_.rows, own.host += since_beat_.host;  // the others' last steps are theirs to tell
+  return stats_;
 }
 
-// A rank prefills its prompts one after another, prefill_chunk tokens a step. The row starts where its last prompt token will be at the cursor.
-void Generator::enter(std::size_t place, Row row) {
-  const std::int64_t length = std::ssize(*row.prompt);
-  std::int64_t pending = length;
-  for (const Place& other : places_of(rank_of(place))) pending += other.active && other.fork_of < 0 ? other.prompt() - other.cached : 0;
-  Place& p = places_[place];
-  p = Place{};
-  p.active = true;
-  p.row = std::move(row);
-  p.fork_of = sibling_of(place);
-  if (p.fork_of < 0) {
-    p.start = end_ - length + (pending - 1) / options_.prefill_chunk;
+// Each rank takes its steps, then all hear what the others have drawn and do with it what those have done.
+bool Generator::round(const std::function<void(const Row&, Completion&&)>& done, bool go) {
+  const int me = ranks_.rank();
+  const std::int64_t most = schedule_.steps_a_round();
+  std::vector<std::vector<std::int32_t>> records(static_cast<std::size_t>(ranks_.size()));  // of each rank, in the order in which it draws
+  std::int64_t steps = 1;
+  if (options_.rng == Rng::jax && stats_.steps > 0) {
+    const SplitKey keys = split(jax_key_);
+    jax_key_ = keys.first, jax_step_key_ = keys.second;
+  }
+  if (options_.sync == Sync::logits && ranks_.size() > 1) {
+    step_everywhere(records);
+    go = meet(records, go);
   } else {
-    const Place& sibling = places_[static_cast<std::size_t>(p.fork_of)];
-    p.start = sibling.decodes() ? end_ - length : sibling.start;
-  }
-  p.entry = entries_++;
-  p.key = p.row.seed ? noise_key(*p.row.seed) : fold_in(noise_key(options_.seed), static_cast<std::uint32_t>(p.row.index));
-  if (options_.samples > 1) p.key = fold_in(p.key, static_cast<std::uint32_t>(p.row.sample));
-  p.entered = Clock::now();
-  stats_.prompt_tokens += p.fork_of < 0 ? length : 1;
-}
-
-std::span<Generator::Place> Generator::places_of(int rank) {
-  const auto r = static_cast<std::size_t>(rank);
-  return std::span(places_).subspan(static_cast<std::size_t>(first_place_[r]), static_cast<std::size_t>(first_place_[r + 1] - first_place_[r]));
-}
-
-// A place of the same rank that has the same prompt in the cache or will have it, or -1.
-std::int32_t Generator::sibling_of(std::size_t place) const {
-  const auto rank = static_cast<std::size_t>(rank_of(place));
-  for (auto p = static_cast<std::size_t>(first_place_[rank]); p < static_cast<std::size_t>(first_place_[rank + 1]); ++p) {
-    const Place& other = places_[p];
-    if (p != place && other.active && (other.fork_of < 0 || other.decodes()) && other.row.index == places_[place].row.index) return static_cast<std::int32_t>(p);
-  }
-  return -1;
-}
-
-// What goes through the model of `rank` in this step: of its prompts, the next prefill_chunk tokens; forks whose prompt is whole by then.
-void Generator::feed(int rank) {
-  std::vector<Place*> prompts;
-  for (Place& p : places_of(rank)) {
-    if (p.active && !p.decodes() && p.fork_of < 0) prompts.push_back(&p);
-  }
-  std::sort(prompts.begin(), prompts.end(), [](const Place* a, const Place* b) { return a->entry < b->entry; });
-  std::int64_t left = options_.prefill_chunk;
-  for (Place* p : prompts) left -= p->fed = std::min(left, p->prompt() - p->cached);
-  for (Place& p : places_of(rank)) {
-    if (p.active && !p.decodes() && p.fork_of >= 0 && places_[static_cast<std::size_t>(p.fork_of)].draws()) p.fed = p.prompt();
-  }
-}
-
-// The order of a rank's rows in its logits: prompts, then forks of prompts, then decoding rows, each by place.
-std::vector<std::size_t> Generator::pass_order(int rank) const {
-  std::vector<std::size_t> order;
-  for (const int kind : {0, 1, 2}) {
-    for (auto p = static_cast<std::size_t>(first_place_[static_cast<std::size_t>(rank)]); p < static_cast<std::size_t>(first_place_[static_cast<std::size_t>(rank) + 1]); ++p) {
-      const Place& place = places_[p];
-      if (place.draws() && kind == (place.decodes() ? 2 : place.fork_of < 0 ? 0 : 1)) order.push_back(p);
+    std::vector<std::int32_t>& own = records[static_cast<std::size_t>(me)];
+    for (steps = 0; steps < most && schedule_.busy(me); ++steps) {
+      const std::vector<std::size_t> order = schedule_.begin_step(me);
+      const Tensor logits = logits_.slice(0, std::ssize(order));
+      lap(&TimeSplit::host);
+      forward(logits);
+      const std::size_t drawn = own.size();
+      own.resize(drawn + order.size() * record_words(options_));
+      draw(order, logits, own.data() + drawn);
+      lap(&TimeSplit::sampling);
+      accept(me, order, own.data() + drawn);
+    }
+    go = meet(records, go);
+    for (int r = 0; r < ranks_.size(); ++r) {
+      if (r == me) continue;
+      const std::int32_t* record = records[static_cast<std::size_t>(r)].data();
+      std::int64_t taken = 0;
+      for (; taken < most && schedule_.busy(r); ++taken) {
+        const std::vector<std::size_t> order = schedule_.begin_step(r);
+        accept(r, order, record);
+        record += order.size() * record_words(options_);
+      }
+      steps = std::max(steps, taken);
     }
   }
-  return order;
+  stats_.steps += steps;
+  for (const auto& of_rank : records) tokens_hash_ = hash_of(of_rank, tokens_hash_);
+  for (auto& of_rank : finished_) {  // by rank, so that all do it in one order
+    for (auto& [row, completion] : std::exchange(of_rank, {})) done(row, std::move(completion));
+  }
+  return go;
 }
 
 // Own rows through the model: what is fed of prompts and every decoding row's newest token in, next-token logits into `logits` in pass_order.
 void Generator::forward(const Tensor& logits) {
-  const std::span<Place> own = places_of(ranks_.rank());
+  const std::span<Place> own = schedule_.places_of(ranks_.rank());
   std::vector<std::int32_t> tokens, wanted;
   std::vector<Segment> segments;
   std::int64_t written = 0;
-  const auto pass = [&](double& seconds) {
+  const auto pass = [&](double TimeSplit::* part) {
     if (segments.empty()) return;
-    const auto from = Clock::now();
     gpt_.forward(tokens, segments, wanted, cache_, workspace_, logits.slice(written, written + std::ssize(wanted)));
-    seconds += seconds_since(from);
+    lap(part);
     written += std::ssize(wanted);
     tokens.clear(), segments.clear(), wanted.clear();
   };
@@ -182,20 +147,20 @@ void Generator::forward(const Tensor& logits) {
   for (const Place& p : own) {
     if (p.fed > 0 && p.fork_of < 0) run(p, p.cached, std::span(*p.row.prompt).subspan(static_cast<std::size_t>(p.cached), static_cast<std::size_t>(p.fed)));
   }
-  pass(stats_.prefill_seconds);
+  pass(&TimeSplit::prefill);
   // A fork has its prompt but the last token copied from its sibling, and computes that one itself: the same bits, without keeping logits.
   for (const Place& p : own) {
     if (p.fed == 0 || p.fork_of < 0) continue;
-    const Place& sibling = places_[static_cast<std::size_t>(p.fork_of)];
+    const Place& sibling = schedule_.places()[static_cast<std::size_t>(p.fork_of)];
     cache_.copy_row(gpt_.device(), static_cast<std::int32_t>(&sibling - own.data()), sibling.start, static_cast<std::int32_t>(&p - own.data()), p.start,
                     p.prompt() - 1);
     run(p, p.prompt() - 1, std::span(*p.row.prompt).last(1));
   }
-  pass(stats_.prefill_seconds);
+  pass(&TimeSplit::prefill);
   for (const Place& p : own) {
     if (p.active && p.decodes()) run(p, p.prompt() + std::ssize(p.completion.tokens) - 1, std::span(p.completion.tokens).last(1));
   }
-  pass(stats_.decode_seconds);
+  pass(&TimeSplit::decode);
 }
 
 Finish Generator::finish_with(const Place& place, std::int32_t token) const {
@@ -213,15 +178,14 @@ Finish Generator::finish_with(const Place& place, std::int32_t token) const {
   return std::ssize(*row.prompt) + count >= gpt_.config().seqlen ? Finish::context : Finish::none;
 }
 
-// Draws the next token of each of `places` from its row of `logits`. Returns records i32 [places, record_words].
-Tensor Generator::draw(std::span<const std::size_t> places, const Tensor& logits) {
-  const auto n = static_cast<std::int64_t>(places.size()), best = std::max<std::int64_t>(options_.logprobs, 0), words = record_words(options_);
+// Draws the next token of each of `places` from its row of `logits`, into records [places, record_words].
+void Generator::draw(std::span<const std::size_t> places, const Tensor& logits, std::int32_t* record) {
+  const auto n = static_cast<std::int64_t>(places.size()), best = std::max<std::int64_t>(options_.logprobs, 0);
   const std::int64_t vocab = gpt_.config().vocab_size;
-  Tensor records = host_tensor(DType::i32, {n, words});
-  if (n == 0) return records;
+  if (n == 0) return;
   std::vector<SampleRow> rows;
   for (const std::size_t p : places) {
-    const Place& place = places_[p];
+    const Place& place = schedule_.places()[p];
     SampleRow row{place.row.temperature, place.row.top_k, place.row.top_p, place.row.min_p, {}, 0, -1};
     if (options_.rng == Rng::jax) {
       if (place.completion.tokens.empty()) row.temperature = 0;  // the seed's prefill takes the argmax
@@ -245,10 +209,9 @@ Tensor Generator::draw(std::span<const std::size_t> places, const Tensor& logits
   };
   const Tensor tokens = to_host(out.tokens), log_probs = out.log_probs.defined() ? to_host(out.log_probs) : Tensor(),
                top_ids = out.top_ids.defined() ? to_host(out.top_ids) : Tensor();
-  std::int32_t* record = records.data<std::int32_t>();
-  for (std::int64_t i = 0; i < n; ++i, record += words) {
+  for (std::int64_t i = 0; i < n; ++i, record += record_words(options_)) {
     record[0] = tokens.data<std::int32_t>()[i];
-    record[1] = static_cast<std::int32_t>(finish_with(places_[places[static_cast<std::size_t>(i)]], record[0]));
+    record[1] = static_cast<std::int32_t>(finish_with(schedule_.places()[places[static_cast<std::size_t>(i)]], record[0]));
     if (options_.logprobs < 0) continue;
     const float* lp = log_probs.data<float>() + i * (1 + best);
     record[2] = std::bit_cast<std::int32_t>(lp[0]);
@@ -257,47 +220,109 @@ Tensor Generator::draw(std::span<const std::size_t> places, const Tensor& logits
       record[3 + best + j] = std::bit_cast<std::int32_t>(lp[1 + j]);
     }
   }
-  return records;
 }
 
-// The step's records of all ranks' places, one rank's order after another's, the same on every rank.
-Tensor Generator::synchronize(const Tensor& logits, std::span<const std::vector<std::size_t>> orders) {
+// One step of all ranks in which every rank has all logits and draws for all.
+void Generator::step_everywhere(std::span<std::vector<std::int32_t>> records) {
+  std::vector<std::vector<std::size_t>> orders;
   std::vector<std::int64_t> counts;
-  std::vector<std::size_t> all;
-  for (const auto& order : orders) {
-    counts.push_back(std::ssize(order));
-    all.insert(all.end(), order.begin(), order.end());
+  for (int r = 0; r < ranks_.size(); ++r) {
+    orders.push_back(schedule_.begin_step(r));
+    counts.push_back(std::ssize(orders.back()));
   }
-  const auto total = static_cast<std::int64_t>(all.size());
-  const auto timed_gather = [&](const Tensor& in, const Tensor& out) {
-    const auto from = Clock::now();
-    ranks_.all_gather_ragged(in, counts, out);
-    stats_.sync_seconds += seconds_since(from);
-  };
-  const auto timed_draw = [&](std::span<const std::size_t> places, const Tensor& from_logits) {
-    const auto from = Clock::now();
-    Tensor records = draw(places, from_logits);
-    stats_.sample_seconds += seconds_since(from);
-    return records;
-  };
-  if (options_.sync == Sync::tokens) {
-    const Tensor mine = timed_draw(orders[static_cast<std::size_t>(ranks_.rank())], logits);
-    if (ranks_.size() == 1) return mine;
-    Tensor records = host_tensor(DType::i32, {total, record_words(options_)});
-    timed_gather(mine, records);
-    return records;
+  const Tensor logits = logits_.slice(0, counts[static_cast<std::size_t>(ranks_.rank())]);
+  const Tensor gathered = gpt_.device().empty(DType::f32, {std::accumulate(counts.begin(), counts.end(), std::int64_t{0}), gpt_.config().vocab_size});
+  lap(&TimeSplit::host);
+  forward(logits);
+  logits_ranks_.all_gather_ragged(logits, counts, gathered);
+  lap(&TimeSplit::collectives);
+  std::int64_t from = 0;
+  for (std::size_t r = 0; r < orders.size(); ++r) {
+    records[r].resize(orders[r].size() * record_words(options_));
+    draw(orders[r], gathered.slice(from, from + counts[r]), records[r].data());
+    from += counts[r];
   }
-  Tensor gathered = logits;
-  if (ranks_.size() > 1) {
-    gathered = gpt_.device().empty(DType::f32, {total, gpt_.config().vocab_size});
-    timed_gather(logits, gathered);
-  }
-  const Tensor records = timed_draw(all, gathered);
-  check_agreement(ranks_, hash_words(records.span<std::int32_t>()), "the drawn tokens");
-  return records;
+  lap(&TimeSplit::sampling);
+  for (std::size_t r = 0; r < orders.size(); ++r) accept(static_cast<int>(r), orders[r], records[r].data());
 }
 
-void Generator::accept(Place& place, const std::int32_t* record, const std::function<void(const Row&, Completion&&)>& done) {
+// The ranks exchange beats and, where each has only its own, records; all must agree. Returns whether all want to go on.
+bool Generator::meet(std::span<std::vector<std::int32_t>> records, bool go) {
+  static_assert(sizeof(Beat) % sizeof(std::int32_t) == 0 && std::is_trivially_copyable_v<Beat>);
+  constexpr std::size_t beat_words = sizeof(Beat) / sizeof(std::int32_t);
+  const auto me = static_cast<std::size_t>(ranks_.rank());
+  const bool with_records = options_.sync == Sync::tokens;
+  std::vector<std::int64_t> counts;  // [ranks]: a beat and room for all records that the rank's places can have drawn, as nobody knows yet how many they are
+  for (std::size_t r = 0; r < records.size(); ++r) {
+    const std::size_t most = schedule_.places_of(static_cast<int>(r)).size() * static_cast<std::size_t>(schedule_.steps_a_round()) * record_words(options_);
+    counts.push_back(static_cast<std::int64_t>(beat_words + (with_records ? most : 0)));
+  }
+  const Beat said = beat(records, go);
+  const Tensor mine = host_tensor(DType::i32, {counts[me]});
+  std::int32_t* const to = mine.data<std::int32_t>();
+  std::memcpy(to, &said, sizeof said);
+  if (with_records) std::fill(std::copy(records[me].begin(), records[me].end(), to + beat_words), to + counts[me], 0);
+  Tensor heard = mine;
+  if (ranks_.size() > 1) {
+    heard = host_tensor(DType::i32, {std::accumulate(counts.begin(), counts.end(), std::int64_t{0})});
+    ranks_.all_gather_ragged(mine, counts, heard);
+  }
+  lap(&TimeSplit::collectives);
+  std::vector<Beat> beats(records.size());
+  const std::int32_t* from = heard.data<std::int32_t>();
+  for (std::size_t r = 0; r < beats.size(); ++r) {
+    std::memcpy(static_cast<void*>(&beats[r]), from, sizeof(Beat));
+    go = go && beats[r].go;
+    if (with_records && r != me) records[r].assign(from + beat_words, from + beat_words + beats[r].words);
+    from += counts[r];
+  }
+  listen(beats);
+  return go;
+}
+
+Generator::Beat Generator::beat(std::span<const std::vector<std::int32_t>> records, bool go) {
+  std::uint64_t weights = 0, tokens = tokens_hash_;
+  if (options_.sentinel > 0 && stats_.steps >= next_look_) {
+    weights = weights_.next();
+    next_look_ = stats_.steps + options_.sentinel;
+  }
+  if (options_.sync == Sync::logits) {  // drawn everywhere: to be compared before anybody uses them
+    for (const auto& of_rank : records) tokens = hash_of(of_rank, tokens);
+  }
+  const auto words = static_cast<std::int32_t>(records[static_cast<std::size_t>(ranks_.rank())].size());
+  lap(&TimeSplit::host);
+  const TimeSplit t = std::exchange(since_beat_, {});
+  const auto seconds = [](double s) { return static_cast<float>(s); };
+  return {go, seconds(t.prefill), seconds(t.decode), seconds(t.sampling), seconds(t.collectives), seconds(t.rows), seconds(t.host), words, schedule_.hash(), tokens, weights};
+}
+
+void Generator::listen(std::span<const Beat> beats) {
+  float shortest = beats[0].waiting;  // the rank that came last waited for nobody
+  for (const Beat& b : beats) shortest = std::min(shortest, b.waiting);
+  for (std::size_t r = 0; r < beats.size(); ++r) {
+    const Beat& b = beats[r];
+    TimeSplit& t = stats_.ranks[r];
+    t.prefill += b.prefill, t.decode += b.decode, t.sampling += b.sampling, t.rows += b.rows, t.host += b.host;
+    t.collectives += shortest, t.idle += b.waiting - shortest;
+  }
+  std::vector<std::uint64_t> hashes(beats.size());
+  for (const auto& [hash, what] : {std::pair(&Beat::entries, "the rows in flight"), std::pair(&Beat::tokens, "the drawn tokens"), std::pair(&Beat::weights, "the weights in memory")}) {
+    std::transform(beats.begin(), beats.end(), hashes.begin(), [member = hash](const Beat& b) { return b.*member; });
+    check_equal(hashes, what);
+  }
+}
+
+// The end of a step of `rank`: what it drew, in the order of its pass.
+void Generator::accept(int rank, std::span<const std::size_t> order, const std::int32_t* records) {
+  for (const Place& p : schedule_.places_of(rank)) stats_.prompt_tokens += p.fork_of < 0 ? p.fed : p.fed > 0;
+  schedule_.end_step(rank);
+  for (const std::size_t p : order) {
+    accept(rank, schedule_.places()[p], records);
+    records += record_words(options_);
+  }
+}
+
+void Generator::accept(int rank, Place& place, const std::int32_t* record) {
   Completion& c = place.completion;
   const std::int32_t token = record[0];
   const bool first = c.tokens.empty();
@@ -320,48 +345,17 @@ void Generator::accept(Place& place, const std::int32_t* record, const std::func
   }
   ++stats_.new_tokens;
   stats_.decode_tokens += !first;
-  if (first) stats_.first_token_seconds += seconds_since(place.entered);
+  if (first) stats_.first_token_seconds += std::chrono::duration<double>(Clock::now() - place.entered).count();
   if (c.finish == Finish::none) return;
   ++stats_.rows;
   place.active = false;
-  done(place.row, std::move(c));
+  finished_[static_cast<std::size_t>(rank)].emplace_back(std::move(place.row), std::move(c));
 }
 
-GenerateStats Generator::run(const std::function<std::optional<Row>()>& next, const std::function<void(const Row&, Completion&&)>& done,
-                             const std::function<bool()>& proceed) {
-  try {
-    while (proceed() && step(next, done)) ++stats_.steps;
-  } catch (const Error& e) {
-    if (e.fault() != Fault::rank) throw;
-    fail(Fault::rank, "step {}: {}", stats_.steps, e.what());  // of this rank: where it waited for another, or found out that one differs
-  }
-  return stats_;
-}
-
-bool Generator::step(const std::function<std::optional<Row>()>& next, const std::function<void(const Row&, Completion&&)>& done) {
-  admit(next);
-  if (std::none_of(places_.begin(), places_.end(), [](const Place& p) { return p.active; })) return false;
-  std::vector<std::vector<std::size_t>> orders;  // [ranks]
-  for (int r = 0; r < ranks_.size(); ++r) {
-    feed(r);
-    orders.push_back(pass_order(r));
-  }
-  if (options_.rng == Rng::jax && stats_.steps > 0) {
-    const SplitKey keys = split(jax_key_);
-    jax_key_ = keys.first, jax_step_key_ = keys.second;
-  }
-  const Tensor logits = logits_.slice(0, std::ssize(orders[static_cast<std::size_t>(ranks_.rank())]));
-  forward(logits);
-  const Tensor records = synchronize(logits, orders);
-  for (Place& p : places_) p.cached += std::exchange(p.fed, 0);
-  const std::int32_t* record = records.data<std::int32_t>();
-  for (const auto& order : orders) {
-    for (const std::size_t p : order) {
-      accept(places_[p], record, done);
-      record += record_words(options_);
-    }
-  }
-  return true;
+void Generator::lap(double TimeSplit::* part) {
+  const Clock::time_point from = std::exchange(lap_, Clock::now());
+  since_beat_.*part += std::chrono::duration<double>(lap_ - from).count();
+  if (sink_) sink_(part, from, lap_);
 }
 
 }  // namespace kvmesh

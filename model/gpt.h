@@ -20,6 +20,7 @@ class Gpt {
   const ModelConfig& config() const { return config_; }
   DType dtype() const { return dtype_; }
   Device& device() const { return device_; }
+  const GptWeights& weights() const { return weights_; }
 
   /// Activations of one pass; owned by the caller so that the model is const. One pass at a time may use it.
   struct Workspace {

@@ -3,7 +3,10 @@
 
 #include <chrono>
 #include <cstring>
+#include <filesystem>
 #include <future>
+#include <new>
+#include <numeric>
 
 namespace kvmesh {
 namespace {
@@ -11,6 +14,15 @@ namespace {
 constexpr std::chrono::milliseconds sign_of_life{200};
 
 }  // namespace
+
+Error error_of(const std::exception& thrown) {
+  if (const auto* error = dynamic_cast<const Error*>(&thrown)) return *error;
+  if (const auto* file = dynamic_cast<const std::filesystem::filesystem_error*>(&thrown)) {  // a name that is too long, a folder that may not be looked into
+    return Error(Fault::usage, fmt::format("{}: {}", file->path1().string(), file->code().message()));
+  }
+  if (dynamic_cast<const std::bad_alloc*>(&thrown)) return Error(Fault::rank, "out of memory");
+  return Error(Fault::rank, thrown.what());
+}
 
 std::int64_t from_first_rank(Communicator& ranks, std::int64_t value) {
   const Tensor t = host_tensor(DType::i64, {1});
@@ -37,6 +49,23 @@ void broadcast_bytes(Communicator& ranks, std::string& bytes) {
   bytes.assign(reinterpret_cast<const char*>(t.data<std::uint8_t>()), static_cast<std::size_t>(size));
 }
 
+std::vector<std::string> gather_bytes(Communicator& ranks, const std::string& bytes) {
+  const Tensor size = host_tensor(DType::i64, {1}), sizes = host_tensor(DType::i64, {ranks.size(), 1});
+  size.data<std::int64_t>()[0] = std::ssize(bytes);
+  ranks.all_gather(size, sizes);
+  const std::span<const std::int64_t> counts = sizes.span<std::int64_t>();
+  const Tensor mine = host_tensor(DType::u8, {std::ssize(bytes)}), all = host_tensor(DType::u8, {std::accumulate(counts.begin(), counts.end(), std::int64_t{0})});
+  std::memcpy(mine.raw(), bytes.data(), bytes.size());
+  ranks.all_gather_ragged(mine, counts, all);
+  std::vector<std::string> gathered;
+  const char* from = reinterpret_cast<const char*>(all.data<std::uint8_t>());
+  for (const std::int64_t n : counts) {
+    gathered.emplace_back(from, static_cast<std::size_t>(n));
+    from += n;
+  }
+  return gathered;
+}
+
 void on_first_rank(Communicator& ranks, const std::function<void()>& body) {
   if (ranks.size() == 1) return body();
   constexpr std::int64_t busy = -1;
@@ -47,12 +76,10 @@ void on_first_rank(Communicator& ranks, const std::function<void()>& body) {
     while (done.wait_for(sign_of_life) != std::future_status::ready) from_first_rank(ranks, busy);
     try {
       done.get();
-    } catch (const Error& e) {
-      fault = static_cast<std::int64_t>(e.fault());
-      message = e.what();
     } catch (const std::exception& e) {
-      fault = static_cast<std::int64_t>(Fault::rank);
-      message = e.what();
+      const Error error = error_of(e);
+      fault = static_cast<std::int64_t>(error.fault());
+      message = error.what();
     }
     from_first_rank(ranks, fault);
   } else {

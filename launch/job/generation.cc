@@ -15,13 +15,18 @@ std::vector<std::string> prompt_lines(const std::vector<std::string>& prompts) {
 
 }  // namespace
 
-Json identity_of(const GenerateCommandOptions& o, const Job& job) {
+Json choices_of(const GenerateCommandOptions& o) {
   const RowDefaults& r = o.row;
-  return {{"kvmesh", version_text()}, {"build", build_text()}, {"device", job.device->kind()}, {"dtype", name_of(job.dtype)},
-          {"checkpoint", checkpoint_hash(o.mesh.checkpoint)}, {"prompts", o.prompt.empty() ? file_hash(o.mesh.prompts) : Json(prompt_lines(o.prompt)).dump()},
-          {"max-new-tokens", r.max_new_tokens}, {"temperature", r.temperature}, {"top-k", r.top_k}, {"top-p", r.top_p}, {"min-p", r.min_p},
+  return {{"max-new-tokens", r.max_new_tokens}, {"temperature", r.temperature}, {"top-k", r.top_k}, {"top-p", r.top_p}, {"min-p", r.min_p},
           {"stop", r.stop}, {"stop-token", r.stop_tokens}, {"ignore-eos", r.ignore_eos},
           {"seed", o.generate.seed}, {"rng", o.generate.rng == Rng::row ? "row" : "jax"}, {"samples", o.generate.samples}, {"logprobs", o.generate.logprobs}};
+}
+
+Json identity_of(const GenerateCommandOptions& o, const Job& job) {
+  Json identity = {{"kvmesh", version_text()}, {"build", build_text()}, {"device", job.device->kind()}, {"dtype", name_of(job.dtype)},
+                   {"checkpoint", checkpoint_hash(o.mesh.checkpoint)}, {"prompts", o.prompt.empty() ? file_hash(o.mesh.prompts) : Json(prompt_lines(o.prompt)).dump()}};
+  identity.update(choices_of(o));
+  return identity;
 }
 
 LineSource open_lines(const GenerateCommandOptions& o, const Job& job, Communicator& ranks) {
@@ -81,6 +86,13 @@ void RowQueue::finished(const Row& row, const Completion& completion) {
   if (--it->second.second == 0 && !(row_.index == row.index && sample_ < options_.generate.samples)) texts_.erase(it);
 }
 
+std::int64_t RowQueue::total() const {
+  if (exhausted_) return entered_;
+  const double read = lines_.fraction_read();
+  if (read <= 0) return -1;
+  return entered_ + static_cast<std::int64_t>(static_cast<double>(count_ * options_.generate.samples) * (1 / read - 1));
+}
+
 bool RowQueue::wants_any(std::int64_t index) const {
   for (std::int64_t s = 0; s < options_.generate.samples; ++s) {
     if (wanted_(index * options_.generate.samples + s)) return true;
@@ -94,25 +106,22 @@ void RowQueue::check_jax(const Row& row) const {
         "--rng jax draws over one batch: there are more rows than --batch-size {}", options_.generate.batch_size);
 }
 
+Progress::Figures figures_of(const GenerateStats& s, const RowQueue& rows) { return {s.rows, s.new_tokens, s.in_flight, rows.total(), rows.total_is_known()}; }
+
 GenerateStats generate_rows(RowQueue& rows, const Gpt& gpt, const Job& job, Communicator& ranks, const GenerateCommandOptions& o,
-                            const std::function<bool(std::int64_t, std::int64_t)>& proceed) {
+                            const std::function<bool(const GenerateStats&)>& proceed, TimeSink sink) {
   std::vector<Row> batch;  // --rng jax: all rows, so that what it cannot serve is told before anything is generated
   if (o.generate.rng == Rng::jax) {
     while (std::optional<Row> row = rows.next()) batch.push_back(std::move(*row));
   }
   std::size_t taken = 0;
-  std::int64_t finished = 0, new_tokens = 0;
-  Generator generator(gpt, job.tokenizer ? &*job.tokenizer : nullptr, ranks, o.generate);
+  Generator generator(gpt, job.tokenizer ? &*job.tokenizer : nullptr, ranks, o.generate, job.device_ranks.get(), std::move(sink));
   return generator.run(
       [&]() -> std::optional<Row> {
         if (o.generate.rng == Rng::row) return rows.next();
         return taken < batch.size() ? std::optional(std::move(batch[taken++])) : std::nullopt;
       },
-      [&](const Row& row, Completion&& completion) {
-        rows.finished(row, completion);
-        ++finished, new_tokens += std::ssize(completion.tokens);
-      },
-      [&] { return proceed(finished, new_tokens); });
+      [&](const Row& row, Completion&& completion) { rows.finished(row, completion); }, proceed);
 }
 
 }  // namespace kvmesh

@@ -3,6 +3,7 @@
 
 #include "launch/job/job.h"
 #include "launch/job/line_source.h"
+#include "launch/job/progress.h"
 #include "launch/job/rows.h"
 
 #include <functional>
@@ -11,6 +12,9 @@
 #include <utility>
 
 namespace kvmesh {
+
+/// Those options of generate that are its own and that its output depends on.
+Json choices_of(const GenerateCommandOptions& options);
 
 /// Everything that the output's bytes depend on. Batch size, mesh, sync, padding and threads are not among it. Reads checkpoint and
 /// prompts once; for one rank.
@@ -31,9 +35,10 @@ class RowQueue {
   std::optional<Row> next();
   void finished(const Row& row, const Completion& completion);
 
-  std::int64_t errors() const { return errors_; }                       ///< rows that could not be served
-  std::int64_t count() const { return count_; }                         ///< input rows that have been read
-  std::int64_t total() const { return exhausted_ ? entered_ : -1; }     ///< completions to be made, once all rows have been read
+  std::int64_t errors() const { return errors_; }  ///< rows that could not be served
+  std::int64_t count() const { return count_; }    ///< input rows that have been read
+  std::int64_t total() const;                ///< completions to be made; until all rows have been read, what is left is guessed from the file's size; -1: unknown
+  bool total_is_known() const { return exhausted_; }
 
  private:
   bool wants_any(std::int64_t index) const;
@@ -52,8 +57,11 @@ class RowQueue {
   std::unordered_map<std::int64_t, std::pair<RowText, int>> texts_;  // of rows in flight, with how many samples are
 };
 
-/// Completes the queue's rows. `proceed` is asked before each step, with how many rows and new tokens are finished, and must say the same on all ranks. Collective.
+/// What is shown of a job that completes them.
+Progress::Figures figures_of(const GenerateStats& stats, const RowQueue& rows);
+
+/// Completes the queue's rows; `proceed` and `sink` as for Generator. Collective.
 GenerateStats generate_rows(RowQueue& rows, const Gpt& gpt, const Job& job, Communicator& ranks, const GenerateCommandOptions& options,
-                            const std::function<bool(std::int64_t finished, std::int64_t new_tokens)>& proceed);
+                            const std::function<bool(const GenerateStats&)>& proceed, TimeSink sink = {});
 
 }  // namespace kvmesh

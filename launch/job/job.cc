@@ -1,6 +1,7 @@
 // A job's common beginning.
 #include "launch/job/job.h"
 
+#include "comm/nccl.h"
 #include "comm/sharding.h"
 #include "model/checkpoint.h"
 #include "runtime/cpu/thread_pool.h"
@@ -8,20 +9,23 @@
 #include <algorithm>
 
 namespace kvmesh {
-namespace {
 
-// This rank's share of the cores that the host's ranks may use, at least one.
-int default_threads(const ProcessGroup& group) { return std::max(1, cpu::available_cpus() / group.local_size()); }
-
-}  // namespace
+int threads_of(const MeshOptions& options, const ProcessGroup& group) {
+  return options.threads > 0 ? options.threads : std::max(1, cpu::available_cpus() / group.local_size());
+}
 
 Job::Job(const MeshOptions& options, const std::optional<ModelConfig>& shape, ProcessGroup& group) {
   group.set_deadline(std::chrono::duration<double>(options.comm_timeout));
   ShardingRules().check_runnable(Mesh::parse(options.mesh, group.size()));
-  device = make_device(options.device, {.threads = options.threads > 0 ? options.threads : default_threads(group), .gpu = group.local_rank()});
+  if (options.device != "cpu") gpu_ = choose_gpu(group, options.share_gpus);
+  device = make_device(options.device, {.threads = threads_of(options, group), .gpu = gpu_.index});
   config = shape ? *shape : read_config(options.checkpoint / "config.json");
   dtype = options.dtype == "auto" ? config.dtype : options.dtype == "float32" ? DType::f32 : DType::bf16;
   if (!shape) tokenizer = load_tokenizer(options.checkpoint, config);
+}
+
+void Job::join_devices(ProcessGroup& group) {
+  if (device->queue() != nullptr && group.size() > 1) device_ranks = make_nccl_communicator(group, group.deadline(), device->queue(), gpu_.shared);
 }
 
 const Gpt& Job::load(const std::filesystem::path& checkpoint, ProcessGroup& group) {

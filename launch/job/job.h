@@ -3,6 +3,7 @@
 
 #include "launch/options.h"
 
+#include "comm/gpus.h"
 #include "comm/process_group.h"
 #include "model/gpt.h"
 
@@ -11,6 +12,9 @@
 
 namespace kvmesh {
 
+/// CPU threads of this rank: --threads, else its share of the cores that the host's ranks may use, at least one.
+int threads_of(const MeshOptions& options, const ProcessGroup& group);
+
 struct Job {
   /// Collective. The group's deadline becomes --comm-timeout.
   Job(const MeshOptions& options, ProcessGroup& group) : Job(options, std::nullopt, group) {}
@@ -18,9 +22,13 @@ struct Job {
   Job(const MeshOptions& options, const std::optional<ModelConfig>& shape, ProcessGroup& group);
 
   std::unique_ptr<Device> device;
+  std::unique_ptr<Communicator> device_ranks;  ///< join_devices'
   ModelConfig config;
   std::optional<Tokenizer> tokenizer;
   DType dtype;
+
+  /// For --sync logits (collective): makes the communicator between the devices' memories, where they have their own.
+  void join_devices(ProcessGroup& group);
 
   /// Loads the weights (collective); once.
   const Gpt& load(const std::filesystem::path& checkpoint, ProcessGroup& group);
@@ -28,6 +36,7 @@ struct Job {
   const Gpt& randomize(ProcessGroup& group);
 
  private:
+  GpuChoice gpu_;
   std::unique_ptr<Gpt> gpt_;
 };
 

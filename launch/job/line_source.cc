@@ -3,6 +3,7 @@
 
 #include "launch/job/agree.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -22,6 +23,9 @@ LineSource::LineSource(Communicator& ranks, const std::filesystem::path& file) :
     check(!std::filesystem::is_directory(name_), "{}: is a folder", name_.string());
     file_.open(name_, std::ios::binary);
     check(file_.good(), "{}: {}", name_.string(), std::strerror(errno));
+    std::error_code unknown;
+    const auto size = std::filesystem::file_size(name_, unknown);
+    size_ = unknown ? 0 : static_cast<std::int64_t>(size);
     if (file_.peek() == 0xEF) {  // a byte order mark
       char mark[3] = {};
       file_.read(mark, 3);
@@ -44,11 +48,17 @@ bool LineSource::refill() {
     block.resize(static_cast<std::size_t>(file_.gcount()));
   });
   broadcast_bytes(ranks_, block);
+  read_ += std::ssize(block);
   ended_ = block.empty();
   buffer_.erase(0, position_);
   position_ = 0;
   buffer_ += block;
   return !ended_;
+}
+
+double LineSource::fraction_read() const {
+  const auto lines = static_cast<double>(read_ - std::ssize(buffer_) + static_cast<std::int64_t>(position_));
+  return size_ > 0 ? std::clamp(lines / static_cast<double>(size_), 0.0, 1.0) : 0;
 }
 
 bool LineSource::at_end() {

@@ -24,6 +24,8 @@ class LineSource {
   std::optional<std::string_view> next();
   /// Whether next() would give nothing. Collective.
   bool at_end();
+  /// How much of the file has become lines, 0 to 1; 0 where that is not known: on other ranks than the first, of a pipe.
+  double fraction_read() const;
 
  private:
   bool refill();
@@ -31,6 +33,7 @@ class LineSource {
   Communicator& ranks_;
   std::filesystem::path name_;
   std::ifstream file_;
+  std::int64_t read_ = 0, size_ = 0;  // bytes of the file; size_ 0: not known
   std::string buffer_;         // unread input from position_ on
   std::size_t position_ = 0;
   bool ended_ = false;

@@ -294,6 +294,11 @@ bool is_complete(const fs::path& file, const Json& identity) {
   }
   check(manifest.value("complete", Json()) == true, "--output {}: exists and has no manifest of kvmesh's (--fresh replaces it)", file.string());
   check_identity(file, manifest["identity"], identity);
+  const fs::path journal = beside(file, ".journal");
+  if (fs::exists(journal)) {  // a crash came between the output's name and the journal's end; or the job that made the output is just there
+    const File left(journal, O_RDWR);
+    if (::flock(left.fd(), LOCK_EX | LOCK_NB) == 0 && ::unlink(journal.c_str()) != 0) io_failed(journal);
+  }
   return true;
 }
 

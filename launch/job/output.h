@@ -37,7 +37,7 @@ std::string difference(const Json& was, const Json& now);
 Json read_manifest(const std::filesystem::path& file);
 
 /// Whether `file` is complete and was made by what `identity` says. An Error names the first difference if it is complete but was made otherwise, and
-/// says so if it is not kvmesh's at all.
+/// says so if it is not kvmesh's at all. Removes the journal that a crash at the job's very end can leave beside it.
 bool is_complete(const std::filesystem::path& file, const Json& identity);
 
 /// A file that appears when it is complete. Until then its lines are in FILE.journal, each with a checksum; the same command (equal

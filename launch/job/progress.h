@@ -14,8 +14,14 @@ class Progress {
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  /// Cheap; draws a few times a second at most. `total` < 0: not known yet.
-  void show(std::int64_t rows, std::int64_t total, std::int64_t new_tokens);
+  struct Figures {
+    std::int64_t rows = 0, tokens = 0;  ///< so far
+    std::int64_t in_flight = 0;         ///< rows
+    std::int64_t total = -1;            ///< rows; < 0: no idea
+    bool total_is_known = true;         ///< else it is a guess
+  };
+  /// Cheap; draws a few times a second at most.
+  void show(const Figures& figures);
 
  private:
   bool draws_, terminal_, drawn_ = false;

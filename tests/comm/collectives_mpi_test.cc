@@ -1,7 +1,11 @@
-// Every collective, of every dtype, against what the rank works out alone. Sums are of whole numbers that every order adds exactly.
+// Every collective, of every dtype, against what the rank works out alone. Sums are of whole numbers that every order adds exactly. By default
+// between hosts' memories; with KVMESH_TEST_NCCL=1 by NCCL, between the memories of the devices that KVMESH_TEST_DEVICE
+// says.
 #include "tests/comm/mpi_main.h"
 
 #include "comm/mpi.h"
+#include "comm/nccl.h"
+#include "tests/runtime/test_device.h"
 
 #include <gmock/gmock-matchers.h>
 
@@ -20,10 +24,39 @@ using testing::group;
 
 constexpr DType all_dtypes[] = {DType::u8, DType::i32, DType::i64, DType::u64, DType::f16, DType::bf16, DType::f32, DType::f64};
 
-/// The communicators that must behave alike: all ranks, this host's, one that sends in pieces of 100003 bytes.
+bool by_nccl() { return std::getenv("KVMESH_TEST_NCCL") != nullptr; }
+
+GpuChoice gpu() { return choose_gpu(*group, true); }
+
+/// Where the tensors lie.
+Device& memory() {
+  static const std::unique_ptr<Device> device = on_cuda() ? make_device("cuda", {.gpu = gpu().index}) : make_device("cpu", {.threads = 1});
+  return *device;
+}
+
+std::unique_ptr<Communicator> make_communicator(Seconds deadline) {
+  const auto shared = std::make_shared<Deadline>(Deadline{deadline});
+  return by_nccl() ? make_nccl_communicator(*group, shared, memory().queue(), gpu().shared) : make_mpi_communicator(Ranks::all, shared);
+}
+
+/// The communicators that must behave alike: all ranks, this host's, one that sends in pieces of 100003 bytes; or NCCL's.
 std::vector<Communicator*> communicators() {
+  if (by_nccl()) {
+    static Communicator* const nccl = make_communicator(Seconds(30)).release();
+    return {nccl};
+  }
   static Communicator* const pieces = make_mpi_communicator(Ranks::all, std::make_shared<Deadline>(Deadline{Seconds(30)}), 100'003).release();
   return {&group->world(), &group->host(), pieces};  // never freed: that would be after MPI's end
+}
+
+Communicator& world() { return *communicators()[0]; }
+
+/// `host`, where the communicators' tensors lie, and back.
+Tensor put(const Tensor& host) { return up(memory(), host); }
+
+Tensor get(const Tensor& t) {
+  world().wait();
+  return down(memory(), t);
 }
 
 /// Byte i of what rank r sends.
@@ -43,31 +76,45 @@ Tensor scribbled(DType dtype, Shape shape) {
   return t;
 }
 
-TEST(Collectives, AllGatherBringsEveryRanksElements) {
+class Collectives : public ::testing::Test {
+  void SetUp() override {
+    try {
+      memory();
+      communicators();
+    } catch (const Error& e) {
+      if (e.fault() != Fault::usage) throw;
+      GTEST_SKIP() << e.what();
+    }
+  }
+};
+
+TEST_F(Collectives, AllGatherBringsEveryRanksElements) {
   for (Communicator* comm : communicators()) {
     for (const DType dtype : all_dtypes) {
       for (const std::int64_t n : {0, 1, 5, 40'000}) {  // several pieces
-        const Tensor out = scribbled(dtype, {comm->size(), n, 1});
-        comm->all_gather(bytes_of_rank(dtype, {n, 1}, comm->rank()), out);
+        const Tensor out = put(scribbled(dtype, {comm->size(), n, 1}));
+        comm->all_gather(put(bytes_of_rank(dtype, {n, 1}, comm->rank())), out);
+        const Tensor all = get(out);
         for (int r = 0; r < comm->size(); ++r) {
-          ASSERT_TRUE(equal(out.slice(r, r + 1), bytes_of_rank(dtype, {n}, r))) << name_of(dtype) << " n=" << n << " r=" << r;
+          ASSERT_TRUE(equal(all.slice(r, r + 1), bytes_of_rank(dtype, {n}, r))) << name_of(dtype) << " n=" << n << " r=" << r;
         }
       }
     }
   }
 }
 
-TEST(Collectives, AllGatherOfScalarsAndInPlace) {
+TEST_F(Collectives, AllGatherOfScalarsAndInPlace) {
   for (Communicator* comm : communicators()) {
-    const Tensor out = scribbled(DType::i32, {comm->size()});
-    const Tensor own = out.slice(comm->rank(), comm->rank() + 1).view({});
-    own.data<std::int32_t>()[0] = comm->rank() * comm->rank() + 3;
-    comm->all_gather(own, out);
-    for (int r = 0; r < comm->size(); ++r) EXPECT_EQ(out.data<std::int32_t>()[r], r * r + 3);
+    const Tensor mine = scribbled(DType::i32, {comm->size()});
+    mine.data<std::int32_t>()[comm->rank()] = comm->rank() * comm->rank() + 3;
+    const Tensor out = put(mine);
+    comm->all_gather(out.slice(comm->rank(), comm->rank() + 1).view({}), out);
+    const Tensor all = get(out);
+    for (int r = 0; r < comm->size(); ++r) EXPECT_EQ(all.data<std::int32_t>()[r], r * r + 3);
   }
 }
 
-TEST(Collectives, RaggedShardsFollowOneAnother) {
+TEST_F(Collectives, RaggedShardsFollowOneAnother) {
   for (Communicator* comm : communicators()) {
     for (const DType dtype : all_dtypes) {
       for (const std::int64_t scale : {0, 1, 3, 20'000}) {
@@ -75,12 +122,13 @@ TEST(Collectives, RaggedShardsFollowOneAnother) {
           std::vector<std::int64_t> counts;
           for (int r = 0; r < comm->size(); ++r) counts.push_back(r == empty ? 0 : scale * (1 + r % 2));
           const std::int64_t total = std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
-          const Tensor out = scribbled(dtype, {total, 2});
-          comm->all_gather_ragged(bytes_of_rank(dtype, {counts[static_cast<std::size_t>(comm->rank())], 2}, comm->rank()), counts, out);
+          const Tensor out = put(scribbled(dtype, {total, 2}));
+          comm->all_gather_ragged(put(bytes_of_rank(dtype, {counts[static_cast<std::size_t>(comm->rank())], 2}, comm->rank())), counts, out);
+          const Tensor all = get(out);
           std::int64_t before = 0;
           for (int r = 0; r < comm->size(); ++r) {
             const std::int64_t count = counts[static_cast<std::size_t>(r)];
-            ASSERT_TRUE(equal(out.slice(before, before + count), bytes_of_rank(dtype, {count, 2}, r))) << name_of(dtype) << " r=" << r;
+            ASSERT_TRUE(equal(all.slice(before, before + count), bytes_of_rank(dtype, {count, 2}, r))) << name_of(dtype) << " r=" << r;
             before += count;
           }
         }
@@ -89,14 +137,14 @@ TEST(Collectives, RaggedShardsFollowOneAnother) {
   }
 }
 
-TEST(Collectives, BroadcastFromEveryRoot) {
+TEST_F(Collectives, BroadcastFromEveryRoot) {
   for (Communicator* comm : communicators()) {
     for (int root = 0; root < comm->size(); ++root) {
       for (const DType dtype : all_dtypes) {
         for (const std::int64_t n : {0, 1, 7, 40'000}) {
-          const Tensor t = comm->rank() == root ? bytes_of_rank(dtype, {n}, root) : scribbled(dtype, {n});
+          const Tensor t = put(comm->rank() == root ? bytes_of_rank(dtype, {n}, root) : scribbled(dtype, {n}));
           comm->broadcast(t, root);
-          ASSERT_TRUE(equal(t, bytes_of_rank(dtype, {n}, root))) << name_of(dtype) << " n=" << n << " root=" << root;
+          ASSERT_TRUE(equal(get(t), bytes_of_rank(dtype, {n}, root))) << name_of(dtype) << " n=" << n << " root=" << root;
         }
       }
     }
@@ -111,9 +159,11 @@ void expect_reduced() {
   for (Communicator* comm : communicators()) {
     for (const std::int64_t n : {0, 1, 3, 150'000}) {
       for (const Reduce op : {Reduce::sum, Reduce::min, Reduce::max}) {
-        const Tensor t = host_tensor(DTypeOf<T>::value, {n});
-        for (std::int64_t i = 0; i < n; ++i) t.data<T>()[i] = value_of<T>(comm->rank(), i);
-        comm->all_reduce(t, op);
+        const Tensor mine = host_tensor(DTypeOf<T>::value, {n});
+        for (std::int64_t i = 0; i < n; ++i) mine.data<T>()[i] = value_of<T>(comm->rank(), i);
+        const Tensor out = put(mine);
+        comm->all_reduce(out, op);
+        const Tensor t = get(out);
         for (std::int64_t i = 0; i < n; ++i) {
           T expected = value_of<T>(0, i);
           for (int r = 1; r < comm->size(); ++r) {
@@ -127,54 +177,50 @@ void expect_reduced() {
   }
 }
 
-TEST(Collectives, AllReduceInt32) { expect_reduced<std::int32_t>(); }
-TEST(Collectives, AllReduceInt64) { expect_reduced<std::int64_t>(); }
-TEST(Collectives, AllReduceUint64) { expect_reduced<std::uint64_t>(); }
-TEST(Collectives, AllReduceFloat32) { expect_reduced<float>(); }
-TEST(Collectives, AllReduceFloat64) { expect_reduced<double>(); }
+TEST_F(Collectives, AllReduceInt32) { expect_reduced<std::int32_t>(); }
+TEST_F(Collectives, AllReduceInt64) { expect_reduced<std::int64_t>(); }
+TEST_F(Collectives, AllReduceUint64) { expect_reduced<std::uint64_t>(); }
+TEST_F(Collectives, AllReduceFloat32) { expect_reduced<float>(); }
+TEST_F(Collectives, AllReduceFloat64) { expect_reduced<double>(); }
 
-TEST(Collectives, IntegerSumsWrap) {
-  Communicator& world = group->world();
-  const Tensor t = host_tensor(DType::i32, {1});
-  t.data<std::int32_t>()[0] = std::numeric_limits<std::int32_t>::max();
-  world.all_reduce(t, Reduce::sum);
-  EXPECT_EQ(t.data<std::int32_t>()[0], static_cast<std::int32_t>(static_cast<std::uint32_t>(world.size()) * 0x7fffffffu));
+template <typename T>
+std::vector<T> all_reduced(std::vector<T> mine, Reduce op) {
+  const Tensor t = put(Tensor({}, mine.data(), DTypeOf<T>::value, {static_cast<std::int64_t>(mine.size())}));
+  world().all_reduce(t, op);
+  const Tensor all = get(t);
+  return {all.span<T>().begin(), all.span<T>().end()};
+}
+
+TEST_F(Collectives, IntegerSumsWrap) {
+  const std::int32_t most = std::numeric_limits<std::int32_t>::max();
+  EXPECT_EQ(all_reduced<std::int32_t>({most}, Reduce::sum)[0], static_cast<std::int32_t>(static_cast<std::uint32_t>(group->size()) * 0x7fffffffu));
 }
 
 // 1e8 swallows the 1 next to it in float32: the sum tells in which order it was made.
-TEST(Collectives, FloatSumsAreInRankOrderWhoeverComesFirst) {
-  Communicator& world = group->world();
+TEST_F(Collectives, FloatSumsAreInRankOrderWhoeverComesFirst) {
   const float values[] = {1e8f, 1.0f, -1e8f, 1.0f};
   volatile float expected = values[0];
-  for (int r = 1; r < world.size(); ++r) expected = expected + values[r % 4];
-  for (int late = 0; late < world.size(); ++late) {
-    if (world.rank() == late) std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    const Tensor t = host_tensor(DType::f32, {3});
-    for (float& x : t.span<float>()) x = values[world.rank() % 4];
-    world.all_reduce(t, Reduce::sum);
-    for (const float x : t.span<float>()) EXPECT_EQ(x, expected) << "rank " << late << " came last";
+  for (int r = 1; r < group->size(); ++r) expected = expected + values[r % 4];
+  for (int late = 0; late < group->size(); ++late) {
+    if (group->rank() == late) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    for (const float x : all_reduced(std::vector(3, values[group->rank() % 4]), Reduce::sum)) EXPECT_EQ(x, expected) << "rank " << late << " came last";
   }
 }
 
-TEST(Collectives, NanWinsEveryReduction) {
-  Communicator& world = group->world();
-  for (int r = 0; r < world.size(); ++r) {
+TEST_F(Collectives, NanWinsEveryReduction) {
+  for (int r = 0; r < group->size(); ++r) {
     for (const Reduce op : {Reduce::sum, Reduce::min, Reduce::max}) {
-      const Tensor t = host_tensor(DType::f64, {1});
-      t.data<double>()[0] = world.rank() == r ? std::nan("") : world.rank();
-      world.all_reduce(t, op);
-      EXPECT_TRUE(std::isnan(t.data<double>()[0])) << "rank " << r << " has NaN";
+      EXPECT_TRUE(std::isnan(all_reduced<double>({group->rank() == r ? std::nan("") : group->rank()}, op)[0])) << "rank " << r << " has NaN";
     }
   }
 }
 
-TEST(Collectives, NobodyLeavesABarrierBeforeTheLastCame) {
-  Communicator& world = group->world();
-  for (int late = 0; late < world.size(); ++late) {
-    world.barrier();
+TEST_F(Collectives, NobodyLeavesABarrierBeforeTheLastCame) {
+  for (int late = 0; late < group->size(); ++late) {
+    world().barrier();
     const auto begin = std::chrono::steady_clock::now();
-    if (world.rank() == late) std::this_thread::sleep_for(std::chrono::milliseconds(100));
-    world.barrier();
+    if (group->rank() == late) std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    world().barrier();
     EXPECT_GE(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(60)) << "rank " << late << " was late";
   }
 }
@@ -190,27 +236,29 @@ void expect_usage_error(Call call, const std::string& words) {
   }
 }
 
-TEST(Collectives, ARankThatDoesNotComeIsNamed) {
+TEST_F(Collectives, ARankThatDoesNotComeIsNamed) {
   const int size = group->size(), absent = size - 1;
   if (size == 1) GTEST_SKIP() << "nobody to wait for";
-  const auto alone = make_mpi_communicator(Ranks::all, std::make_shared<Deadline>(Deadline{Seconds(1)}));
+  auto alone = make_communicator(Seconds(1));
   if (group->rank() != absent) {
     std::string error;
     try {
-      alone->barrier();
+      alone->all_gather(put(scribbled(DType::f32, {3})), put(scribbled(DType::f32, {size, 3})));
     } catch (const Error& e) {
       error = e.what();
     }
-    EXPECT_THAT(error, ::testing::HasSubstr("waited"));
+    EXPECT_THAT(error, ::testing::HasSubstr("all_gather: rank " + std::to_string(group->rank())));
     EXPECT_THAT(error, ::testing::HasSubstr(fmt::format("for rank {}, which", absent)));
+    EXPECT_THROW(alone->barrier(), Error) << "at once: the communicator can only be dropped";
   }
   group->world().barrier();
+  if (group->rank() == absent) alone.release();  // the others have left it
 }
 
-TEST(Collectives, WrongShapesAreRefusedBeforeAnythingIsSent) {
+TEST_F(Collectives, WrongShapesAreRefusedBeforeAnythingIsSent) {
   for (Communicator* comm : communicators()) {
     const std::int64_t n = comm->size();
-    const Tensor row = host_tensor(DType::f32, {3}), rows = host_tensor(DType::f32, {n, 3});
+    const Tensor row = put(scribbled(DType::f32, {3})), rows = put(scribbled(DType::f32, {n, 3}));
     const std::vector<std::int64_t> ones(static_cast<std::size_t>(n), 1);
     const auto wrong_out = [&](DType dtype, Shape shape) { return [=] { comm->all_gather(row, host_tensor(dtype, shape)); }; };
     expect_usage_error(wrong_out(DType::f64, {n, 3}), "all_gather: `in` is float32[3], but `out` is float64");

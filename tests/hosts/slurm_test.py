@@ -115,6 +115,15 @@ class Slurm(JobTest):
         self.assertEqual(state["NumNodes"], "3")
         self.check_finished()
 
+    def test_the_doctor(self):
+        words = [KVMESH, "doctor", *self.words(self.prompts, self.output)[1:], "--threads", 1]
+        done = self.slurm("srun", "--mpi=pmix", "--nodes=3", "--ntasks=6", *words)
+        self.assertEqual((done.returncode, done.stderr), (0, ""), done.stdout)
+        self.assertIn("6 ranks on 3 hosts", done.stdout)
+        done = self.slurm("srun", "--mpi=none", "--nodes=3", "--ntasks=3", *words)
+        self.assertEqual((done.returncode, done.stderr.count("kvmesh: ")), (1, 1), done.stderr)
+        self.assertIn("srun has started 3 tasks, and each would think it is alone: start them with srun --mpi=pmix", done.stderr)
+
     def test_an_array(self):
         lines = self.prompts.read_text().splitlines(keepends=True)
         whole = list(map(json.loads, self.expected[self.prompts].decode().splitlines()))

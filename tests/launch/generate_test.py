@@ -233,7 +233,7 @@ class SameBytes(CommandLineTest):
         for dtype in ("float32", "bfloat16"):
             expected = None
             for ranks, more in ((1, ["--batch-size", 1]), (1, ["--threads", 3]), (2, ["--sync", "logits"]), (3, ["--batch-size", 5, "--pad", "longest", "--threads", 2]),
-                                (4, ["--batch-size", 3, "--sync", "logits"]), (2, ["--static-batches", "--mesh", "x=2"])):
+                                (4, ["--batch-size", 3, "--sync", "logits"]), (2, ["--static-batches", "--mesh", "x=2"]), (3, ["--shards", "static", "--sentinel", 1, "--sync-every", 7]), (2, ["--shards", "static", "--static-batches", "--sentinel", 0])):
                 done = self.run_command("generate", "--checkpoint", folder, "--prompts", prompts, "--dtype", dtype, "--logprobs", 2, "--seed", 1, *more, ranks=ranks)
                 self.assertEqual(done.returncode, 2, done.stderr)
                 expected = expected or done.stdout

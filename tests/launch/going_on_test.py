@@ -182,6 +182,10 @@ class GoingOn(Job):
         for ranks in (1, 3):
             done = subprocess.run(self.job(ranks=ranks), stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
             self.assertEqual((done.returncode, done.stdout), (0, b""), done.stderr)
+        self.journal.write_bytes(b"what a crash at the very end left\n")
+        done = subprocess.run(self.job(ranks=2), stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertFalse(self.journal.exists())
         self.assertEqual({p: (p.read_bytes(), p.stat().st_mtime_ns, p.stat().st_ino) for p in (self.output, self.manifest)}, before)
         self.check_finished()
 

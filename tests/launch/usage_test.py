@@ -76,6 +76,10 @@ class Usage(CommandLineTest):
         for output, part in (("/proc/out.jsonl", "/proc/out.jsonl"), (self.folder, "folder"), (self.path("none") / "out.jsonl", "No such file")):
             for fresh in ([], ["--fresh"]):
                 self.usage_error("generate", "--checkpoint", self.checkpoint, "--prompt", "a", "--output", output, *fresh, ranks=2 if fresh else 1, parts=["--output", part])
+        long = self.folder / ("x" * 300)
+        for ranks in (1, 2):
+            self.usage_error("generate", "--checkpoint", self.checkpoint, "--prompt", "a", "--output", long, ranks=ranks, parts=[long, "File name too long"])
+            self.usage_error("generate", "--checkpoint", long, "--prompt", "a", ranks=ranks, parts=[long])
         alien = self.write("alien", "somebody's text\n")
         self.usage_error("generate", "--checkpoint", self.checkpoint, "--prompt", "a", "--output", alien, parts=[alien, "manifest"])
         self.assertEqual(alien.read_text(), "somebody's text\n")

@@ -21,7 +21,6 @@
 namespace kvmesh {
 namespace {
 
-using ::testing::AllOf;
 using ::testing::HasSubstr;
 using testing::group;
 using Tokens = std::vector<std::int32_t>;
@@ -254,7 +253,7 @@ Results run(const Model& m, const Tokenizer* tokenizer, Communicator& ranks, con
         order = order * 1'000'003 + static_cast<std::uint64_t>(row.index * 64 + row.sample) + 1;
         EXPECT_TRUE(results.emplace(std::pair(row.index, row.sample), std::move(c)).second) << "row " << row.index << " came twice";
       },
-      [] { return true; });
+      [](const GenerateStats&) { return true; });
   check_agreement(ranks, order, "the order of finished rows");
   EXPECT_EQ(asked_after_end, 0u);
   EXPECT_EQ(stats.rows, std::ssize(rows));
@@ -367,6 +366,8 @@ TEST_P(Generate, EveryWayToRunGivesTheBitsOfARowAlone) {
       options.sync = sync;
       options.pad = variant % 3 == 0 ? Pad::longest : Pad::power_of_two;
       options.static_batches = variant % 4 >= 2;
+      options.sync_every = std::vector<std::int64_t>{1, 4, 3, 2, 50}[static_cast<std::size_t>(variant) % 5];
+      options.shards = variant % 3 == 0 && batch >= group->size() ? Shards::fixed : Shards::shared;
       options.prefill_chunk = std::vector<std::int64_t>{512, 1, 5, 16}[static_cast<std::size_t>(variant) % 4 ^ 1];  // 1 and 512 with refill
       const bool threads = variant % 5 == 1;
       ++variant;
@@ -406,6 +407,7 @@ TEST_P(Generate, SamplesAreRowsOfTheirOwnKeys) {
       options.batch_size = batch;
       options.sync = sync;
       options.prefill_chunk = batch == 32 ? 512 : batch;
+      options.sync_every = batch;
       GenerateStats stats;
       expect_same(expected, run(m, &tokenizer, group->world(), options, rows, &stats), fmt::format("batch {}, sync {}", batch, static_cast<int>(sync)));
       // With all samples in flight at once a rank prefills a prompt once: its other samples compute the last token alone.
@@ -474,6 +476,7 @@ TEST(GenerateChunks, ALongPromptStallsNobody) {
   const Model m(DType::f32);
   GenerateOptions options;
   options.prefill_chunk = 2;
+  options.sync_every = 1;
   options.batch_size = 2 * group->size();
   std::vector<Row> rows = {make_row(0, 2, 5), make_row(9, 20, 3)};  // both are rank 0's, which gets one row more than the others
   for (int r = 1; r < group->size(); ++r) rows.push_back(make_row(r, 1, 1));
@@ -483,19 +486,22 @@ TEST(GenerateChunks, ALongPromptStallsNobody) {
   Generator generator(m.gpt, nullptr, group->world(), options);
   generator.run([&]() -> std::optional<Row> { return next < rows.size() ? std::optional(rows[next++]) : std::nullopt; },
                 [&](const Row& row, Completion&&) { finished[row.index] = step; },
-                [&] {
-                  ++step;
+                [&](const GenerateStats& s) {
+                  step = static_cast<int>(s.steps);
                   return true;
                 });
   EXPECT_EQ(finished[0], 4);
   EXPECT_EQ(finished[9], 12) << "ten steps of prefill after the first, the last of which draws, and two more";
 }
 
-TEST(GenerateStops, WhenProceedSaysSo) {
+TEST(GenerateStops, AfterTheStepInWhichOneRankSaysSo) {
   const Model m(DType::f32);
-  for (const int steps : {0, 1, 4}) {
-    int left = steps, finished = 0, given = 0;
-    Generator generator(m.gpt, nullptr, group->world(), GenerateOptions{});
+  const int odd = group->size() - 1;
+  GenerateOptions options;
+  options.sync_every = 1;
+  for (const int steps : {1, 2, 5}) {
+    int finished = 0, given = 0;
+    Generator generator(m.gpt, nullptr, group->world(), options);
     const GenerateStats stats = generator.run(
         [&]() -> std::optional<Row> {
           if (given == 6) return std::nullopt;
@@ -507,40 +513,48 @@ TEST(GenerateStops, WhenProceedSaysSo) {
           EXPECT_LT(row.index, 3);
           EXPECT_EQ(c.tokens.size(), 2u);
         },
-        [&] { return left-- > 0; });
+        [&](const GenerateStats& s) {
+          EXPECT_EQ(s.in_flight, s.steps < 2 ? 6 : 3);
+          return group->rank() != odd || s.steps + 1 < steps;
+        });
     EXPECT_EQ(stats.steps, steps);
-    EXPECT_EQ(finished, steps == 4 ? 3 : 0);
-    EXPECT_EQ(given, steps == 0 ? 0 : 6);
+    EXPECT_TRUE(stats.stopped);
+    EXPECT_EQ(finished, steps > 1 ? 3 : 0);
+    EXPECT_EQ(given, 6);
   }
 }
 
-// What every rank hears when one rank draws otherwise.
+// What every rank hears when one rank is otherwise.
 template <typename Spoil>
-void expect_disagreement(int step, const Spoil& spoil) {
+void expect_disagreement(Sync sync, const char* what, const Spoil& spoil) {
   const Model m(DType::f32);
   const int odd = group->size() - 1;
   GenerateOptions options;
-  options.sync = Sync::logits;
+  options.sync = sync;
   std::vector<Row> rows;
   for (int i = 0; i < 6; ++i) {
     rows.push_back(make_row(i, 5, 8));
     rows.back().temperature = 1;
   }
-  if (group->rank() == odd) spoil(options, rows);
+  if (group->rank() == odd) spoil(m, options, rows);
   std::size_t next = 0;
   Generator generator(m.gpt, nullptr, group->world(), options);
   try {
-    generator.run([&]() -> std::optional<Row> { return next < rows.size() ? std::optional(rows[next++]) : std::nullopt; }, [](const Row&, Completion&&) {}, [] { return true; });
+    generator.run([&]() -> std::optional<Row> { return next < rows.size() ? std::optional(rows[next++]) : std::nullopt; }, [](const Row&, Completion&&) {}, [](const GenerateStats&) { return true; });
     EXPECT_EQ(group->size(), 1) << "no error";
   } catch (const Error& e) {
     EXPECT_EQ(e.fault(), Fault::rank);
-    EXPECT_THAT(e.what(), AllOf(HasSubstr(fmt::format("step {}:", step)), HasSubstr(fmt::format("rank {} ", odd)))) << "rank " << group->rank();
+    EXPECT_THAT(e.what(), HasSubstr(fmt::format("step 0: {} differ between ranks: rank {} ", what, odd))) << "rank " << group->rank();
   }
 }
 
-TEST(GenerateSync, ARankThatDrawsOtherwiseIsNamedWithTheStep) {
-  expect_disagreement(0, [](GenerateOptions& options, std::vector<Row>&) { options.seed = 1; });
-  expect_disagreement(3, [](GenerateOptions&, std::vector<Row>& rows) { rows[4].max_new_tokens = 4; });
+TEST(GenerateSync, ARankThatIsOtherwiseIsNamedWithTheStep) {
+  for (const Sync sync : {Sync::tokens, Sync::logits}) {
+    expect_disagreement(sync, "the rows in flight", [](const Model&, GenerateOptions&, std::vector<Row>& rows) { rows[4].max_new_tokens = 4; });
+    expect_disagreement(sync, "the rows in flight", [](const Model&, GenerateOptions&, std::vector<Row>& rows) { rows[1].prompt = rows[2].prompt; });
+  }
+  expect_disagreement(Sync::logits, "the drawn tokens", [](const Model&, GenerateOptions& options, std::vector<Row>&) { options.seed = 1; });
+  expect_disagreement(Sync::tokens, "the weights in memory", [](const Model& m, GenerateOptions&, std::vector<Row>&) { static_cast<std::byte*>(m.gpt.weights().embed.raw())[0] ^= std::byte{1}; });
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include "../comm/mpi_main.h"
 #include "tests/runtime/test_device.h"
+#include "tests/source_dir.h"
 
 #include <fmt/format.h>
 
@@ -23,7 +24,7 @@ using Ids = std::vector<std::int32_t>;
 using testing::group;
 namespace fs = std::filesystem;
 
-const fs::path fixtures = fs::path(KVMESH_SOURCE_DIR) / "tests/fixtures/original";
+const fs::path fixtures = source_dir() / "tests/fixtures/original";
 
 json read(const fs::path& file) {
   std::ifstream stream(file);
@@ -45,7 +46,7 @@ struct Difference {
 class Original : public ::testing::TestWithParam<std::string> {
  protected:
   const json fixture_ = read(fixtures / (GetParam() + ".json"));
-  const fs::path checkpoint_ = GetParam() == "stories" ? fs::path(KVMESH_SOURCE_DIR) / "configs/stories" : fixtures / GetParam();
+  const fs::path checkpoint_ = GetParam() == "stories" ? source_dir() / "configs/stories" : fixtures / GetParam();
   const ModelConfig config_ = read_config(checkpoint_ / "config.json");
   const std::vector<Ids> prompts_ = fixture_.at("prompts");
   const std::unique_ptr<Device> device_ = test_device();
@@ -134,7 +135,7 @@ class Original : public ::testing::TestWithParam<std::string> {
               row.top_k = top_k;
               return row;
             },
-            [&](const Row& row, Completion&& completion) { out[static_cast<std::size_t>(row.index)] = std::move(completion.tokens); }, [] { return true; });
+            [&](const Row& row, Completion&& completion) { out[static_cast<std::size_t>(row.index)] = std::move(completion.tokens); }, [](const GenerateStats&) { return true; });
     return out;
   }
 };
@@ -217,7 +218,7 @@ TEST_P(Original, greedy_and_sampled_tokens) {
 // The original's tokenizer call on the seed document's two prompts.
 TEST(OriginalTokenizer, the_seeds_prompts) {
   const char* given = std::getenv("KVMESH_GPT2_TIKTOKEN");
-  const fs::path ranks = given ? fs::path(given) : fs::path(KVMESH_SOURCE_DIR) / ".deps/gpt2.tiktoken";
+  const fs::path ranks = given ? fs::path(given) : source_dir() / ".deps/gpt2.tiktoken";
   if (!fs::exists(ranks)) GTEST_SKIP() << ranks << " is not there; launch/fetch-gpt2-ranks gets it";
   const json fixture = read(fixtures / "tokens.json");
   const Tokenizer tokenizer(ranks);

@@ -2,6 +2,7 @@
 #include "model/safetensors.h"
 
 #include "tests/model/scratch.h"
+#include "tests/source_dir.h"
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -199,7 +200,7 @@ std::vector<float> read_floats(const SafetensorsFile& file, const char* name) { 
 
 // The file and the numbers in it come from tests/reference/safetensors_file.py.
 TEST(Safetensors, ReadsWhatThePackageWroteAndRoundsAsItDoes) {
-  const SafetensorsFile file(std::filesystem::path(KVMESH_SOURCE_DIR) / "tests/reference/safetensors/mixed.safetensors");
+  const SafetensorsFile file(source_dir() / "tests/reference/safetensors/mixed.safetensors");
   ASSERT_EQ(file.tensors().size(), 9u);
   EXPECT_EQ(file.find("absent"), nullptr);
   ASSERT_NE(file.find("single"), nullptr);

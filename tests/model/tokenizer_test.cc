@@ -5,6 +5,7 @@
 #include "model/tiktoken_file.h"
 #include "model/utf8.h"
 #include "tests/model/scratch.h"
+#include "tests/source_dir.h"
 
 #include <fmt/ranges.h>
 #include <gtest/gtest.h>
@@ -23,7 +24,7 @@ using test::error_of;
 using test::Scratch;
 using testing::IsSubstring;
 
-const fs::path fixtures = fs::path(KVMESH_SOURCE_DIR) / "tests/fixtures";
+const fs::path fixtures = source_dir() / "tests/fixtures";
 
 const json& fixture() {
   static const json all = json::parse(std::ifstream(fixtures / "tokenizer.json"));
@@ -75,7 +76,7 @@ std::string from_hex(const std::string& hex) {
 /// A file of GPT-2's ranks, if this machine has one.
 std::optional<fs::path> gpt2_file() {
   const char* const given = std::getenv("KVMESH_GPT2_TIKTOKEN");
-  const fs::path file = given != nullptr && *given != '\0' ? fs::path(given) : fs::path(KVMESH_SOURCE_DIR) / ".deps/gpt2.tiktoken";
+  const fs::path file = given != nullptr && *given != '\0' ? fs::path(given) : source_dir() / ".deps/gpt2.tiktoken";
   return fs::exists(file) ? std::optional(file) : std::nullopt;
 }
 

@@ -1,6 +1,8 @@
 // The noise against jax.random (tests/fixtures/noise.json, made by tests/reference/noise.py) and against double logarithms.
 #include "runtime/noise.h"
 
+#include "tests/source_dir.h"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -14,7 +16,7 @@ namespace {
 
 const nlohmann::json& fixture() {
   static const nlohmann::json all = [] {
-    std::ifstream file(KVMESH_SOURCE_DIR "/tests/fixtures/noise.json");
+    std::ifstream file(source_dir() / "tests/fixtures/noise.json");
     return nlohmann::json::parse(file);
   }();
   return all;

@@ -3,6 +3,7 @@
 
 #include "runtime/cpu/kernels/sample.h"
 #include "tests/runtime/test_device.h"
+#include "tests/source_dir.h"
 
 #include <gtest/gtest.h>
 
@@ -271,7 +272,7 @@ TEST(Sample, InfinitiesAndExtremeTemperatures) {
 }
 
 TEST(Sample, DrawsAreJaxs) {
-  std::ifstream file(KVMESH_SOURCE_DIR "/tests/fixtures/noise.json");
+  std::ifstream file(source_dir() / "tests/fixtures/noise.json");
   const auto fixture = nlohmann::json::parse(file);
   const auto r = fixture["shape"][0].get<std::int64_t>(), v = fixture["shape"][1].get<std::int64_t>();
   std::vector<float> logits(static_cast<std::size_t>(r * v));

@@ -1,0 +1,103 @@
+# Makes BUILD/kvmesh-bundle.tar.gz: kvmesh, its tests, Open MPI and every other library that is neither the C and C++ runtime nor CUDA's.
+# Given: SOURCE, BUILD, KVMESH, MPIRUN, ORTED (programs), STRIP.
+cmake_minimum_required(VERSION 3.25)
+
+execute_process(COMMAND ompi_info --parsable --path pkglibdir --path pkgdatadir OUTPUT_VARIABLE paths RESULT_VARIABLE result ERROR_QUIET)
+if(NOT result EQUAL 0 OR NOT paths MATCHES "path:pkglibdir:([^\n]+)\n.*path:pkgdatadir:([^\n]+)" OR NOT ORTED)
+  message(FATAL_ERROR "bundle: this is made for Open MPI 4, whose ompi_info and orted are not here")
+endif()
+set(plugin_folder ${CMAKE_MATCH_1})
+set(help_texts ${CMAKE_MATCH_2})
+
+set(root ${BUILD}/bundle/kvmesh)
+file(REMOVE_RECURSE ${root})
+file(MAKE_DIRECTORY ${root}/bin ${root}/lib/openmpi3 ${root}/lib/pmix ${root}/etc ${root}/tests/bin)
+
+# copy_real(FILE TO): what a link leads to, under the name TO.
+function(copy_real from to)
+  file(REAL_PATH ${from} from)
+  file(COPY_FILE ${from} ${to})
+endfunction()
+
+# One host or many, shared memory or TCP; no resource managers, no fast networks: their libraries belong to the machine that has them.
+set(plugins allocator_basic allocator_bucket bml_r2 btl_self btl_tcp btl_vader coll_basic coll_inter coll_libnbc coll_self coll_tuned
+    errmgr_default_app errmgr_default_hnp errmgr_default_orted ess_env ess_hnp ess_pmi ess_singleton filem_raw grpcomm_direct iof_hnp iof_orted
+    mpool_hugepage odls_default oob_tcp op_avx osc_rdma osc_sm patcher_overwrite plm_isolated plm_rsh pmix_ext3x pmix_isolated pmix_pmix3x pml_ob1
+    pstat_linux rcache_grdma reachable_weighted regx_fwd regx_naive regx_reverse rmaps_ppr rmaps_round_robin rmaps_seq rml_oob routed_binomial
+    routed_direct routed_radix rtc_hwloc schizo_ompi schizo_orte shmem_mmap shmem_posix shmem_sysv state_app state_hnp state_novm state_orted topo_basic)
+foreach(plugin ${plugins})
+  if(EXISTS ${plugin_folder}/mca_${plugin}.so)
+    copy_real(${plugin_folder}/mca_${plugin}.so ${root}/lib/openmpi3/mca_${plugin}.so)
+  endif()
+endforeach()
+
+# The tests: their programs, and what CTest knows of each. {bundle} stands for the folder in which the bundle will be.
+copy_real(${KVMESH} ${root}/bin/kvmesh)
+copy_real(${MPIRUN} ${root}/bin/mpirun)
+copy_real(${ORTED} ${root}/bin/orted)
+if(EXISTS ${BUILD}/tests/CTestTestfile.cmake)
+  execute_process(COMMAND ${CMAKE_CTEST_COMMAND} --test-dir ${BUILD} -LE "fuzz|hosts|bundle" -E isa_symbols --show-only=json-v1 OUTPUT_VARIABLE tests COMMAND_ERROR_IS_FATAL ANY)
+  string(REGEX MATCHALL "\"${BUILD}/tests/[a-z0-9_]+\"" programs "${tests}")
+  list(REMOVE_DUPLICATES programs)
+  foreach(program ${programs})
+    string(REPLACE "\"" "" program ${program})
+    if(EXISTS ${program} AND NOT IS_DIRECTORY ${program})
+      file(COPY ${program} DESTINATION ${root}/tests/bin)
+    endif()
+  endforeach()
+  string(REPLACE "${KVMESH}" "{bundle}/bin/kvmesh" tests "${tests}")
+  string(REPLACE "${BUILD}/tests/" "{bundle}/tests/bin/" tests "${tests}")
+  string(REPLACE "${SOURCE}" "{bundle}" tests "${tests}")
+  string(REPLACE "\"${MPIRUN}\"" "\"{bundle}/bin/mpirun\"" tests "${tests}")
+  file(WRITE ${root}/tests/list.json "${tests}")
+  foreach(folder fixtures gpu launch reference/safetensors)
+    get_filename_component(parent tests/${folder} DIRECTORY)
+    file(COPY ${SOURCE}/tests/${folder} DESTINATION ${root}/${parent} PATTERN "*.cc" EXCLUDE PATTERN __pycache__ EXCLUDE)
+  endforeach()
+endif()
+file(COPY ${SOURCE}/configs DESTINATION ${root})
+file(COPY ${SOURCE}/launch/mpirun DESTINATION ${root}/launch)
+file(COPY ${SOURCE}/launch/bundle/run DESTINATION ${root})
+file(COPY ${help_texts} DESTINATION ${root}/share)
+
+# The libraries that all these need, whatever folder has them here, under the names by which they are asked for.
+file(GLOB programs ${root}/bin/* ${root}/tests/bin/*)
+file(GLOB modules ${root}/lib/openmpi3/*.so)
+set(ours_no_more [[^(ld-linux.*|linux-vdso|libc|libm|libdl|librt|libpthread|libresolv|libutil|libstdc\+\+|libgcc_s)\.so]]
+    [[^lib(cuda|cudart|cublas|cublasLt|cudnn.*|nccl|nvrtc|nvJitLink)\.so]])
+# add_libraries(EXECUTABLES|MODULES FILE…)
+function(add_libraries)
+  file(GET_RUNTIME_DEPENDENCIES ${ARGV} PRE_EXCLUDE_REGEXES ${ours_no_more} RESOLVED_DEPENDENCIES_VAR libraries CONFLICTING_DEPENDENCIES_PREFIX several)
+  foreach(name ${several_FILENAMES})
+    list(GET several_${name} 0 library)
+    list(APPEND libraries ${library})
+  endforeach()
+  foreach(library ${libraries})
+    get_filename_component(name ${library} NAME)
+    copy_real(${library} ${root}/lib/${name})
+    file(REAL_PATH ${library} library)
+    if(name MATCHES "^libpmix\\.")  # its plug-ins lie beside it
+      get_filename_component(folder ${library} DIRECTORY)
+      foreach(plugin pcompress_zlib prm_default)
+        if(EXISTS ${folder}/pmix/pmix_mca_${plugin}.so)
+          copy_real(${folder}/pmix/pmix_mca_${plugin}.so ${root}/lib/pmix/pmix_mca_${plugin}.so)
+        endif()
+      endforeach()
+    endif()
+  endforeach()
+endfunction()
+add_libraries(EXECUTABLES ${programs} MODULES ${modules})
+file(GLOB modules ${root}/lib/pmix/*.so)
+if(modules)
+  add_libraries(MODULES ${modules})
+endif()
+
+execute_process(COMMAND ${STRIP} ${programs} COMMAND_ERROR_IS_FATAL ANY)
+execute_process(COMMAND ${CMAKE_COMMAND} -E tar czf ../kvmesh-bundle.tar.gz kvmesh WORKING_DIRECTORY ${BUILD}/bundle COMMAND_ERROR_IS_FATAL ANY)
+file(SIZE ${BUILD}/kvmesh-bundle.tar.gz bytes)
+math(EXPR megabytes "(${bytes} + 99999) / 100000")
+string(REGEX REPLACE "(.)$" ".\\1" megabytes ${megabytes})
+message("kvmesh-bundle.tar.gz: ${megabytes} MB")
+if(bytes GREATER 50000000)
+  message(WARNING "bundle: more than 50 MB, because every test holds the kernels: build for one architecture, -D CMAKE_CUDA_ARCHITECTURES=90 say, or without tests, -D KVMESH_TESTS=OFF")
+endif()
