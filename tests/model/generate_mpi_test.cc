@@ -554,7 +554,11 @@ TEST(GenerateSync, ARankThatIsOtherwiseIsNamedWithTheStep) {
     expect_disagreement(sync, "the rows in flight", [](const Model&, GenerateOptions&, std::vector<Row>& rows) { rows[1].prompt = rows[2].prompt; });
   }
   expect_disagreement(Sync::logits, "the drawn tokens", [](const Model&, GenerateOptions& options, std::vector<Row>&) { options.seed = 1; });
-  expect_disagreement(Sync::tokens, "the weights in memory", [](const Model& m, GenerateOptions&, std::vector<Row>&) { static_cast<std::byte*>(m.gpt.weights().embed.raw())[0] ^= std::byte{1}; });
+  expect_disagreement(Sync::tokens, "the weights in memory", [](const Model& m, GenerateOptions&, std::vector<Row>&) {
+    const Tensor first = m.gpt.weights().embed.slice(0, 1), spoilt = down(*m.device, first);
+    static_cast<std::byte*>(spoilt.raw())[0] ^= std::byte{1};
+    m.device->copy(spoilt, first);
+  });
 }
 
 }  // namespace
