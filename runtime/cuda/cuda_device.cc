@@ -39,7 +39,7 @@ std::string versions() {
   cudaDriverGetVersion(&driver);
   cudaRuntimeGetVersion(&runtime);
   const auto name = [](int v) { return v == 0 ? std::string("none") : fmt::format("{}.{}", v / 1000, v % 1000 / 10); };
-  return fmt::format("CUDA {} (driver: {})", name(runtime), name(driver));
+  return fmt::format("{} (driver: {})", name(runtime), name(driver));
 }
 
 std::unique_ptr<Device> make_device(const DeviceOptions& options) { return std::make_unique<CudaDevice>(options); }
@@ -60,7 +60,7 @@ CudaDevice::CudaDevice(const DeviceOptions& options) : gpu_(options.gpu) {
   for (Upload* upload : {&pass_upload_, &rows_upload_}) must(cudaEventCreateWithFlags(&upload->done, cudaEventDisableTiming));
 }
 
-std::string CudaDevice::describe() const { return fmt::format("cuda ({}, sm_{}{}, {})", properties_.name, properties_.major, properties_.minor, versions()); }
+std::string CudaDevice::describe() const { return fmt::format("cuda ({}, sm_{}{}, CUDA {})", properties_.name, properties_.major, properties_.minor, versions()); }
 
 std::string CudaDevice::kind() const { return fmt::format("cuda/sm_{}{}", properties_.major, properties_.minor); }
 

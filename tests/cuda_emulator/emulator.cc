@@ -8,7 +8,7 @@
 #include <utility>
 
 #if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
+#include <sanitizer/asan_interface.h>
 #endif
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -154,6 +154,9 @@ void run_block(dim3 size) {
     *top = nullptr;
     *--top = reinterpret_cast<void*>(start);
     f.stack_pointer = top - 6;  // six registers of no meaning
+#if defined(__SANITIZE_ADDRESS__)
+    ASAN_UNPOISON_MEMORY_REGION(f.stack + stack_bytes - 4096, 4096);  // the frames that the last thread on this stack did not leave: start's and what it called last
+#endif
   }
   block.running = block.step > 0 ? 0 : block.size - 1;
   block.begun = false;

@@ -1,6 +1,7 @@
 // Log-likelihoods against the float64 twin, and that rows do not see each other.
 #include "model/score.h"
 
+#include "tests/runtime/test_device.h"
 #include "twin.h"
 
 #include <gtest/gtest.h>
@@ -30,7 +31,7 @@ struct Case {
 struct Model {
   ModelConfig config = tiny();
   test::Weights weights;
-  std::unique_ptr<Device> device = make_device("cpu", {1});
+  std::unique_ptr<Device> device = test_device();
   Gpt gpt;
   explicit Model(DType dtype) : weights(test::random_weights(config, dtype, 7)), gpt(config, dtype, test::pack(config, dtype, weights, *device), *device) {}
 

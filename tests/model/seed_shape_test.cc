@@ -3,6 +3,7 @@
 // changes with the number of rows only once K or the rows are many.
 #include "model/gpt.h"
 
+#include "tests/runtime/test_device.h"
 #include "twin.h"
 
 #include <gtest/gtest.h>
@@ -65,8 +66,9 @@ std::vector<std::vector<float>> run(const Gpt& gpt, const std::vector<Tokens>& r
       wanted.push_back(static_cast<std::int32_t>(packed.size()) - 1);
     }
     gpt.forward(packed, segments, wanted, cache, workspace, logits);
+    const Tensor there = down(gpt.device(), logits);
     for (std::size_t r = 0; r < rows.size(); ++r) {
-      const float* row = logits.data<float>() + static_cast<std::int64_t>(r) * vocab;
+      const float* row = there.data<float>() + static_cast<std::int64_t>(r) * vocab;
       out[r].insert(out[r].end(), row, row + vocab);
     }
   }
@@ -77,7 +79,7 @@ bool same(const float* a, const float* b, std::size_t n) { return std::memcmp(a,
 
 TEST(SeedShape, a_long_row_has_the_same_bits_alone_and_in_company) {
   const ModelConfig config = seed_shape();
-  const auto one = make_device("cpu", {1}), three = make_device("cpu", {3});
+  const auto one = test_device(1), three = test_device(3);
   const GptWeights weights = test::pack(config, DType::bf16, uniform_weights(config), *three);
   const Gpt alone(config, DType::bf16, weights, *one), company(config, DType::bf16, weights, *three);
   constexpr std::size_t steps = 3;
