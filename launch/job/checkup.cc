@@ -33,6 +33,7 @@ void add_job(Facts& facts, const GenerateCommandOptions& o, const Job& job, cons
   facts.options["sentinel"] = std::to_string(o.generate.sentinel);
   facts.options["shards"] = o.generate.shards == Shards::shared ? "shared" : "static";
   facts.options["static-batches"] = o.generate.static_batches ? "on" : "off";
+  facts.options["pad"] = o.generate.pad == Pad::power_of_two ? "power-of-two" : "longest";
   facts.options["sync"] = o.generate.sync == Sync::tokens ? "tokens" : "logits";
   for (std::size_t i = 0; i < o.prompt.size(); ++i) facts.options[fmt::format("prompt ({})", i)] = Json(o.prompt[i]).dump(-1, ' ', false, Json::error_handler_t::replace);
 }
