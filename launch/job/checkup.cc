@@ -15,6 +15,7 @@ void add_job(Facts& facts, const GenerateCommandOptions& o, const Job& job, cons
   const auto width = static_cast<std::int64_t>(size_of(job.dtype));
   facts.threads = threads_of(o.mesh, group);
   facts.device = job.device->kind();
+  facts.share_gpus = o.mesh.share_gpus;
   facts.weights = static_cast<std::int64_t>(weights_bytes(c, job.dtype, *job.device));
   facts.token_bytes = 2 * c.num_layers * c.kv_heads * c.head_dim() * width;
   facts.seqlen = c.seqlen;
