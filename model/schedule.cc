@@ -20,6 +20,7 @@ Schedule::Schedule(const GenerateOptions& options, int ranks, std::int64_t size)
     : options_(options), places_(static_cast<std::size_t>(options.batch_size)), waiting_(static_cast<std::size_t>(ranks)), end_(size) {
   for (int r = 0; r < ranks; ++r) first_place_.push_back(split(options.batch_size, ranks, r).begin);
   first_place_.push_back(options.batch_size);
+  options_.sync_every = std::min(options_.sync_every, size);  // no row takes more, and a meeting has room for all that may be drawn before it
   if (ranks == 1 || options.rng == Rng::jax || options.sync == Sync::logits) options_.sync_every = 1;
   if (options.static_batches || options.rng == Rng::jax) options_.prefill_chunk = std::numeric_limits<std::int64_t>::max();
 }

@@ -15,6 +15,7 @@ void add_job(Facts& facts, const GenerateCommandOptions& o, const Job& job, cons
   const auto width = static_cast<std::int64_t>(size_of(job.dtype));
   facts.threads = threads_of(o.mesh, group);
   facts.device = job.device->kind();
+  facts.share_gpus = o.mesh.share_gpus;
   facts.weights = static_cast<std::int64_t>(weights_bytes(c, job.dtype, *job.device));
   facts.token_bytes = 2 * c.num_layers * c.kv_heads * c.head_dim() * width;
   facts.seqlen = c.seqlen;
@@ -33,6 +34,7 @@ void add_job(Facts& facts, const GenerateCommandOptions& o, const Job& job, cons
   facts.options["sentinel"] = std::to_string(o.generate.sentinel);
   facts.options["shards"] = o.generate.shards == Shards::shared ? "shared" : "static";
   facts.options["static-batches"] = o.generate.static_batches ? "on" : "off";
+  facts.options["pad"] = o.generate.pad == Pad::power_of_two ? "power-of-two" : "longest";
   facts.options["sync"] = o.generate.sync == Sync::tokens ? "tokens" : "logits";
   for (std::size_t i = 0; i < o.prompt.size(); ++i) facts.options[fmt::format("prompt ({})", i)] = Json(o.prompt[i]).dump(-1, ' ', false, Json::error_handler_t::replace);
 }

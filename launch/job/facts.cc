@@ -25,7 +25,7 @@ namespace kvmesh {
 namespace fs = std::filesystem;
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Facts, rank, size, host, host_name, told_by, told_rank, told_size, slurm_tasks, version, build, mpi, binary, options, nccl, files, prompts, cpus,
-                                                launcher_cpus, cgroup, quota, threads, device, gpus, interfaces, nccl_interface, available, shm_free, address_space, mapped, locked_limit,
+                                                launcher_cpus, cgroup, quota, threads, device, gpus, share_gpus, interfaces, nccl_interface, available, shm_free, address_space, mapped, locked_limit,
                                                 files_limit, files_open, weights, workspace, row_bytes, token_bytes, places, seqlen, clock_ahead, sees_output, rows, row_tokens, output_bytes, output_free,
                                                 errors, warnings)
 

@@ -31,7 +31,8 @@ struct Facts {
   double quota = -1;                   ///< … so many cores' time
   int threads = -1;
   std::string device;                  ///< Device::kind
-  std::vector<std::string> gpus;       ///< that the rank sees; it takes the one of its place among the host's ranks
+  std::vector<std::string> gpus;       ///< that the rank sees; choose_gpus says which it takes
+  bool share_gpus = false;             ///< --share-gpus
 
   std::vector<std::string> interfaces; ///< network interfaces that are up and have an address
   std::string nccl_interface;          ///< NCCL_SOCKET_IFNAME

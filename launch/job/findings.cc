@@ -1,6 +1,8 @@
 // Judging a job by what its ranks saw.
 #include "launch/job/findings.h"
 
+#include "comm/gpus.h"
+
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -143,19 +145,22 @@ class Judge {
   }
 
   void gpus() {
-    if (!on_gpus()) return;
+    if (!on_gpus() || all_[0]->share_gpus) return;
     std::map<std::string, Ranks> users;
     for (const auto& [host, ranks] : hosts_) {
       std::set<std::string> seen;
-      for (const Facts* f : ranks) seen.insert(f->gpus.begin(), f->gpus.end());
-      if (seen.empty()) continue;  // the driver does not say
+      std::vector<std::vector<std::string>> visible;
+      for (const Facts* f : ranks) {
+        seen.insert(f->gpus.begin(), f->gpus.end());
+        visible.push_back(f->gpus);
+      }
+      if (std::any_of(visible.begin(), visible.end(), [](const auto& gpus) { return gpus.empty(); })) continue;  // the driver does not say
       if (seen.size() < ranks.size()) {
         error("{} has {} GPU{} for {} ranks: start one rank a GPU, and let CUDA_VISIBLE_DEVICES name each once", ranks[0]->host_name, seen.size(), seen.size() == 1 ? "" : "s", ranks.size());
         continue;
       }
-      for (std::size_t i = 0; i < ranks.size(); ++i) {
-        if (const auto& own = ranks[i]->gpus; !own.empty()) users[own[i % own.size()]].push_back(ranks[i]);
-      }
+      const std::vector<GpuChoice> choices = choose_gpus(visible, true);
+      for (std::size_t i = 0; i < ranks.size(); ++i) users[visible[i][static_cast<std::size_t>(choices[i].index)]].push_back(ranks[i]);
     }
     for (const auto& [gpu, ranks] : users) {
       if (ranks.size() > 1) error("{} would share one GPU ({}): give each rank its own (srun --gpus-per-task=1, or the same CUDA_VISIBLE_DEVICES for all ranks of a host)", names(ranks), gpu);

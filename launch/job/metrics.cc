@@ -15,6 +15,8 @@
 namespace kvmesh {
 namespace {
 
+namespace fs = std::filesystem;
+
 using Parts = std::array<std::pair<const char*, double>, 9>;
 
 // The parts of a rank's wall time, in the order in which people read them. After the loop rank 0 writes and the others wait for it.
@@ -66,7 +68,10 @@ Metrics::Metrics(const MetricsOptions& options, ProcessGroup& group) : options_(
   on_first_rank(group.world(), [&] {
     try {
       if (!options_.file.empty()) file_ = std::make_unique<File>(options_.file, O_WRONLY | O_CREAT | O_APPEND);
-      if (!options_.prometheus.empty()) replace_file(options_.prometheus, "");
+      if (const auto& file = options_.prometheus; !file.empty()) {
+        check(!fs::exists(file) || fs::is_regular_file(file), "{}: is not a file that could be replaced", file.string());
+        replace_file(file, "");
+      }
     } catch (const Error& e) {
       fail(Fault::usage, "--{}: {}", file_ || options_.file.empty() ? "prometheus" : "metrics", e.what());
     }

@@ -120,6 +120,7 @@ class Doctor(CommandLineTest):
         for command in ("doctor", "generate"):
             self.expect(self.on_ranks(self.words(command=command), self.words("--seed", 3, "--stop", "x", command=command)), 1,
                         ["--seed differs", "0 on rank 0", "3 on rank 1"], ["--stop differs", '["x"] on rank 1'])
+            self.expect(self.on_ranks(self.words(command=command), self.words("--pad", "longest", command=command)), 1, ["--pad differs", "longest on rank 1"])
         configs = [self.write(f"{n}.ini", f"batch-size = {n}\nmax-new-tokens = 5\n") for n in (3, 4)]
         self.expect(self.on_ranks(*(self.words("--config", c) for c in configs)), 1, ["--batch-size differs", "3 on rank 0", "4 on rank 1", "--config"])
         self.expect(self.on_ranks(self.words(), self.words("--batch-size", 0)), 1, ["error", "rank 1 on", "--batch-size 0"])

@@ -111,12 +111,18 @@ TEST(Findings, RanksThatThinkTheyAreAlone) {
 }
 
 TEST(Findings, Gpus) {
-  plant([](auto& f) { f[5].gpus = {"h2-GPU-3"}; }, Severity::error, {"ranks 5, 7 on h2 would share one GPU (h2-GPU-3)"}, on_gpus());
+  plant([](auto& f) { f[5].gpus = f[7].gpus = {"h2-GPU-3"}; }, Severity::error, {"ranks 5, 7 on h2 would share one GPU (h2-GPU-3)"}, on_gpus());
   plant([](auto& f) { for (std::size_t r = 0; r < 4; ++r) f[r].gpus = {"h1-GPU-0", "h1-GPU-1"}; }, Severity::error, {"h1 has 2 GPUs for 4 ranks", "CUDA_VISIBLE_DEVICES"}, on_gpus());
   plant([](auto& f) { f[4].gpus = {"h1-GPU-0"}; }, Severity::error, {"rank 0 on h1, rank 4 on h2 would share one GPU"}, on_gpus());  // containers of one machine
   std::vector<Facts> own = on_gpus();
   for (Facts& f : own) f.gpus = {f.gpus[static_cast<std::size_t>(3 - f.rank % 4)]};
   EXPECT_TRUE(findings(own).empty()) << "each rank sees its own";
+  own = on_gpus();
+  own[5].gpus = {"h2-GPU-3"};
+  EXPECT_TRUE(findings(own).empty()) << "rank 7 takes what rank 5 has left";
+  own[6].gpus = {"h2-GPU-3"};
+  for (Facts& f : own) f.share_gpus = true;
+  EXPECT_TRUE(findings(own).empty()) << "--share-gpus";
   own = on_gpus();
   for (Facts& f : own) f.gpus.clear();
   EXPECT_TRUE(findings(own).empty()) << "the driver does not say";

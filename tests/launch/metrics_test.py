@@ -103,6 +103,10 @@ class Metrics(CommandLineTest):
     def test_a_metrics_file_that_cannot_be_written(self):
         for option in ("metrics", "prometheus", "trace"):
             self.assert_one_line_error(self.job(f"--{option}", self.folder / "nowhere" / "file", ranks=2), 1, f"--{option}: {self.folder}/nowhere/file")
+        pipe = self.path("pipe")
+        os.mkfifo(pipe)
+        self.assert_one_line_error(self.job("--prometheus", pipe, ranks=2), 1, f"--prometheus: {pipe}: is not a file")
+        self.assertTrue(pipe.is_fifo(), "a device or a pipe is not replaced")
 
     def test_trace(self):
         metrics = self.path("metrics.jsonl")

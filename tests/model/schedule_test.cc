@@ -121,6 +121,9 @@ TEST(Schedule, RowsEnterWhenARoundBegins) {
     EXPECT_EQ(Schedule(options, ranks, 64).steps_a_round(), 1);
   }
   EXPECT_EQ(Schedule(GenerateOptions{}, 2, 64).steps_a_round(), 4);
+  options = {};
+  options.sync_every = 1 << 20;
+  EXPECT_EQ(Schedule(options, 2, 64).steps_a_round(), 64) << "a context's length: memory for more would not be used";
 }
 
 // A prompt of 7 tokens comes in by 3 a step, and then draws; a second one of the same rank waits for it.
