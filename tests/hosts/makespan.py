@@ -20,7 +20,7 @@ from command_line import KVMESH, MPIRUN, config_of, random_weights, write_checkp
 
 ROWS, BATCH, LONGEST = 240, 12, 400
 GROUPS = Path("/sys/fs/cgroup/cpu")
-WAYS = {"refill, shared rows (default)": [], "refill, `--shards static`": ["--shards", "static"], "`--static-batches`, shared rows": ["--static-batches"],
+WAYS = {"refill, shared rows (default)": [], "the same, `--sync-every 1`": ["--sync-every", 1], "the same, `--sync-every 16`": ["--sync-every", 16], "refill, `--shards static`": ["--shards", "static"], "`--static-batches`, shared rows": ["--static-batches"],
         "`--static-batches --shards static` (the seed's way)": ["--static-batches", "--shards", "static"]}
 
 
