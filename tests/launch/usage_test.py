@@ -198,6 +198,14 @@ class Files(CommandLineTest):
         self.assertEqual(done.returncode, 74)
         self.assertIn(b"standard output: Broken pipe", done.stderr)
 
+    def test_a_reader_that_leaves_mpirun(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = self.command("generate", "--checkpoint", self.checkpoint, "--prompt", "a", "--ignore-eos", "--samples", 20000, ranks=2)  # longer than mpirun takes to notice
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=60)
+        os.close(writer)
+        self.assertEqual((done.returncode, done.stderr.splitlines()[-1]), (74, b"kvmesh: standard output: Broken pipe"))
+
     def test_prompts_that_cannot_be_read(self):
         self.assert_one_line_error(self.run_command("generate", "--checkpoint", self.checkpoint, "--prompts", "/proc/self/mem", ranks=2), 74, "/proc/self/mem")
 
