@@ -19,13 +19,16 @@ namespace {
 //   token, finish [, log-probability's bits, N best ids, N best log-probabilities' bits]
 std::size_t record_words(const GenerateOptions& options) { return options.logprobs < 0 ? 2 : 3 + 2 * static_cast<std::size_t>(options.logprobs); }
 
+// After so long a rank meets the others before its next step, so that slow steps do not add up to what --comm-timeout takes for a dead rank.
+constexpr std::chrono::seconds longest_round{1};
+
 }  // namespace
 
 // What every rank says of itself when they meet, in front of its records.
 struct Generator::Beat {
   std::int32_t go;                                       // whether it wants another step
   float prefill, decode, sampling, waiting, rows, host;  // its seconds since its last beat
-  std::int32_t words;                                    // of the records that follow
+  std::int32_t steps, words, unused;                     // steps that it took since they last met; words of the records that follow
   std::uint64_t entries, tokens, weights;                // hashes, which must be everyone's
 };
 
@@ -45,6 +48,7 @@ Generator::Generator(const Gpt& gpt, const Tokenizer* tokenizer, Communicator& r
   check(options.shards == Shards::shared || options.batch_size >= ranks.size(), "--shards static: a --batch-size of {} leaves some of the {} ranks without a place", options.batch_size, ranks.size());
   stats_.ranks.resize(static_cast<std::size_t>(ranks.size()));
   finished_.resize(stats_.ranks.size());
+  taken_.resize(stats_.ranks.size());
 }
 
 GenerateStats Generator::run(const Schedule::Next& next, const std::function<void(const Row&, Completion&&)>& done,
@@ -93,7 +97,8 @@ bool Generator::round(const std::function<void(const Row&, Completion&&)>& done,
     go = meet(records, go);
   } else {
     std::vector<std::int32_t>& own = records[static_cast<std::size_t>(me)];
-    for (steps = 0; steps < most && schedule_.busy(me); ++steps) {
+    const Clock::time_point late = Clock::now() + longest_round;
+    for (steps = 0; steps < most && schedule_.busy(me) && (steps == 0 || lap_ < late); ++steps) {
       const std::vector<std::size_t> order = schedule_.begin_step(me);
       const Tensor logits = logits_.slice(0, std::ssize(order));
       lap(&TimeSplit::host);
@@ -104,18 +109,18 @@ bool Generator::round(const std::function<void(const Row&, Completion&&)>& done,
       lap(&TimeSplit::sampling);
       accept(me, order, own.data() + drawn);
     }
+    taken_[static_cast<std::size_t>(me)] = steps;
     go = meet(records, go);
     for (int r = 0; r < ranks_.size(); ++r) {
       if (r == me) continue;
       const std::int32_t* record = records[static_cast<std::size_t>(r)].data();
-      std::int64_t taken = 0;
-      for (; taken < most && schedule_.busy(r); ++taken) {
+      for (std::int64_t step = 0; step < taken_[static_cast<std::size_t>(r)]; ++step) {
         const std::vector<std::size_t> order = schedule_.begin_step(r);
         accept(r, order, record);
         record += order.size() * record_words(options_);
       }
-      steps = std::max(steps, taken);
     }
+    steps = *std::max_element(taken_.begin(), taken_.end());
   }
   stats_.steps += steps;
   for (const auto& of_rank : records) tokens_hash_ = hash_of(of_rank, tokens_hash_);
@@ -273,6 +278,7 @@ bool Generator::meet(std::span<std::vector<std::int32_t>> records, bool go) {
   for (std::size_t r = 0; r < beats.size(); ++r) {
     std::memcpy(static_cast<void*>(&beats[r]), from, sizeof(Beat));
     go = go && beats[r].go;
+    taken_[r] = beats[r].steps;
     if (with_records && r != me) records[r].assign(from + beat_words, from + beat_words + beats[r].words);
     from += counts[r];
   }
@@ -289,11 +295,12 @@ Generator::Beat Generator::beat(std::span<const std::vector<std::int32_t>> recor
   if (options_.sync == Sync::logits) {  // drawn everywhere: to be compared before anybody uses them
     for (const auto& of_rank : records) tokens = hash_of(of_rank, tokens);
   }
-  const auto words = static_cast<std::int32_t>(records[static_cast<std::size_t>(ranks_.rank())].size());
+  const auto me = static_cast<std::size_t>(ranks_.rank());
+  const auto steps = static_cast<std::int32_t>(taken_[me]), words = static_cast<std::int32_t>(records[me].size());
   lap(&TimeSplit::host);
   const TimeSplit t = std::exchange(since_beat_, {});
   const auto seconds = [](double s) { return static_cast<float>(s); };
-  return {go, seconds(t.prefill), seconds(t.decode), seconds(t.sampling), seconds(t.collectives), seconds(t.rows), seconds(t.host), words, schedule_.hash(), tokens, weights};
+  return {go, seconds(t.prefill), seconds(t.decode), seconds(t.sampling), seconds(t.collectives), seconds(t.rows), seconds(t.host), steps, words, 0, schedule_.hash(), tokens, weights};
 }
 
 void Generator::listen(std::span<const Beat> beats) {

@@ -79,6 +79,7 @@ class Generator {
   Tensor logits_;                  // f32 [own places, V]
   Schedule schedule_;
   std::vector<std::vector<std::pair<Row, Completion>>> finished_;  // [ranks], in this round
+  std::vector<std::int64_t> taken_;                                // [ranks], steps in this round
   WeightWatch weights_;
   std::int64_t next_look_ = 0;     ///< step at which the weights are hashed next
   std::uint64_t tokens_hash_ = 0;  ///< of everything that all ranks have drawn
