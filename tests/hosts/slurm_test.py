@@ -86,8 +86,8 @@ class Slurm(JobTest):
         self.assertEqual(done.returncode, 0, done.stderr)
         return done.stdout.strip()
 
-    def generate(self, script, prompts, output, options=()):
-        return self.sbatch(script, prompts, output, "--seed", 4, "--logprobs", 1, "--ignore-eos", "--threads", 1, "--batch-size", 12, options=options)
+    def generate(self, script, prompts, output, options=(), batch=12):
+        return self.sbatch(script, prompts, output, "--seed", 4, "--logprobs", 1, "--ignore-eos", "--threads", 1, "--batch-size", batch, options=options)
 
     def state(self, job):
         return dict(word.split("=", 1) for word in self.slurm("scontrol", "show", "job", "-o", job).stdout.split() if "=" in word)
@@ -139,7 +139,7 @@ class Slurm(JobTest):
             self.assertEqual(second[n] | {"index": n + 60}, whole[n + 60])
 
     def test_a_preempted_job_goes_on(self):
-        job = self.generate("preemptible", self.prompts, self.output, options=["--nodes=3"])
+        job = self.generate("preemptible", self.prompts, self.output, options=["--nodes=3"], batch=2)  # long enough to be preempted
         self.wait("rows", lambda: self.rows_in_journal() >= 10, 30)
         urgent = self.slurm("sbatch", "--parsable", "--partition=high", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1").stdout.strip()
         begun = time.monotonic()
@@ -153,7 +153,7 @@ class Slurm(JobTest):
         self.assertIn("stopped by a signal; the same command goes on", self.logs())
 
     def test_a_job_that_a_signal_stops_goes_back_into_the_queue(self):
-        job = self.generate("preemptible", self.prompts, self.output, options=["--nodes=3"])
+        job = self.generate("preemptible", self.prompts, self.output, options=["--nodes=3"], batch=2)  # long enough to be preempted
         self.wait("rows", lambda: self.rows_in_journal() >= 10, 30)
         self.slurm("scancel", "--signal=USR1", job)  # as --signal does before the time limit
         self.wait("the requeue", lambda: self.state(job).get("Restarts") == "1", 30)
