@@ -10,7 +10,7 @@
 #include "runtime/cpu/isa.h"
 #include "runtime/device.h"
 
-#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 
@@ -41,10 +41,9 @@ int inspect_command(std::span<const std::string> args) {
 
 int version_command() {
   using namespace cpu;
-  std::string sets;
-  for (int i = 0; i <= static_cast<int>(best_isa()); ++i) sets += (i ? ", " : "") + std::string(isa_names[i]);
-  fmt::print("kvmesh {} (build {})\nMPI: {}\nNCCL: {}\ncuDNN: not compiled in\nCUDA: {}\nCPU instruction sets: {} (compiled in: scalar, avx2, avx512, avx512_bf16)\n",
-             version_text(), build_text(), mpi_version(), nccl_version(), cuda_versions(), sets);
+  const std::span usable(isa_names, static_cast<std::size_t>(best_isa()) + 1);
+  fmt::print("kvmesh {} (build {})\nMPI: {}\nNCCL: {}\ncuDNN: not compiled in\nCUDA: {}\nCPU instruction sets: {} (compiled in: {})\n",
+             version_text(), build_text(), mpi_version(), nccl_version(), cuda_versions(), fmt::join(usable, ", "), fmt::join(isa_names, ", "));
   return 0;
 }
 

@@ -14,6 +14,7 @@ namespace {
 
 const Kernels& kernels_of(Isa isa) {
   switch (isa) {
+    case Isa::amx: return amx::kernels;
     case Isa::avx512_bf16: return avx512_bf16::kernels;
     case Isa::avx512: return avx512::kernels;
     case Isa::avx2: return avx2::kernels;
@@ -119,14 +120,12 @@ void CpuDevice::do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, c
                         .add = epilogue == Epilogue::add,
                         .relu_squared = epilogue == Epilogue::relu_squared,
                         .cap = epilogue == Epilogue::soft_cap ? cap : 0.0f};
-  // Rows that stay in the second-level cache while panels pass by; then about four parts a thread, for balance.
-  constexpr std::int64_t rows_bytes = 256 << 10;
+  // Blocks of rows, each divided by panels into about four parts a thread, for balance.
   const std::int64_t rows = x.size(0), panels = ceil_div(w.n, kernels_.panel);
-  const std::int64_t fitting = rows_bytes / (w.k * 4) / kernels_.tile_rows * kernels_.tile_rows;
-  const std::int64_t block = std::max(fitting, kernels_.tile_rows), blocks = ceil_div(rows, block);
+  const std::int64_t block = kernels_.block_rows(task.bf16, task.k), blocks = ceil_div(rows, block);
   const std::int64_t parts = std::clamp<std::int64_t>(ceil_div(4 * pool_.size(), blocks), 1, panels);
   pool_.parallel_for(blocks * parts, 1, [&](std::int64_t begin, std::int64_t end) {
-    void* memory = scratch(kernels_.linear_scratch(task.bf16, task.k, std::min(block, rows)));
+    void* memory = scratch(kernels_.linear_scratch(task.bf16, task.k, ceil_div(rows, blocks)));
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t r = i / parts, p = i % parts;
       kernels_.linear(task, rows * r / blocks, rows * (r + 1) / blocks, panels * p / parts, panels * (p + 1) / parts, memory);

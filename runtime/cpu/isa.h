@@ -5,8 +5,8 @@
 
 namespace kvmesh::cpu {
 
-enum class Isa { scalar, avx2, avx512, avx512_bf16 };
-constexpr std::string_view isa_names[] = {"scalar", "avx2", "avx512", "avx512_bf16"};
+enum class Isa { scalar, avx2, avx512, avx512_bf16, amx };
+constexpr std::string_view isa_names[] = {"scalar", "avx2", "avx512", "avx512_bf16", "amx"};
 
 /// The best instruction set that this CPU and its operating system offer.
 Isa best_isa();

@@ -19,7 +19,8 @@ namespace {
 constexpr float inf = std::numeric_limits<float>::infinity();
 
 const SampleKernels& kernels_of(Isa isa) {
-  constexpr const SampleKernels* tables[] = {&scalar::sample_kernels, &avx2::sample_kernels, &avx512::sample_kernels, &avx512_bf16::sample_kernels};
+  constexpr const SampleKernels* tables[] = {&scalar::sample_kernels, &avx2::sample_kernels, &avx512::sample_kernels, &avx512_bf16::sample_kernels,
+                                             &amx::sample_kernels};
   return *tables[static_cast<int>(isa)];
 }
 

@@ -67,7 +67,8 @@ std::vector<Isa> isas() {
 }
 
 const SampleKernels& table(Isa isa) {
-  const SampleKernels* tables[] = {&scalar::sample_kernels, &avx2::sample_kernels, &avx512::sample_kernels, &avx512_bf16::sample_kernels};
+  const SampleKernels* tables[] = {&scalar::sample_kernels, &avx2::sample_kernels, &avx512::sample_kernels, &avx512_bf16::sample_kernels,
+                                   &amx::sample_kernels};
   return *tables[static_cast<int>(isa)];
 }
 

@@ -136,7 +136,7 @@ class Attention {
         const std::int64_t left = s_.rows - r;
         with_constant<max_rows>(static_cast<int>(left < max_rows ? left : max_rows), [&](auto height) {
           Floats acc[height.value][max_vectors] = {};
-          multiply<Kind, height.value, max_vectors>(reinterpret_cast<const typename Kind::Left*>(s_.query + r * s_.width), s_.width, b, panel, words, 0,
+          multiply<Kind, height.value, max_vectors>(reinterpret_cast<const typename Kind::Left*>(s_.query + r * s_.width), s_.width, b, panel, words, {},
                                                     acc);
           for (int m = 0; m < height.value; ++m) {
             for (int v = 0; v < max_vectors; ++v) store(s_.score + (r + m) * block + p * panel + v * lanes, acc[m][v]);
@@ -208,7 +208,7 @@ class Attention {
       const Floats decay = splat(s_.decay[r + m]);
       for (int v = 0; v < vectors; ++v) acc[m][v] = load<Floats>(s_.out + (r + m) * s_.width + i + v * lanes) * decay;
     }
-    multiply<F32, height, vectors>(s_.score + r * block + range.begin, block, s_.v + range.begin * s_.width + i, s_.width, range.end - range.begin, 0, acc);
+    multiply<F32, height, vectors>(s_.score + r * block + range.begin, block, s_.v + range.begin * s_.width + i, s_.width, range.end - range.begin, {}, acc);
     for (int m = 0; m < height; ++m) {
       for (int v = 0; v < vectors; ++v) store(s_.out + (r + m) * s_.width + i + v * lanes, acc[m][v]);
     }

@@ -1,4 +1,5 @@
 // What this instruction set can do at most: multiply-accumulates that never leave the registers, and reads of memory.
+#include "runtime/cpu/kernels/amx.h"
 #include "runtime/cpu/kernels/kernels.h"
 #include "runtime/cpu/kernels/tile.h"
 
@@ -39,9 +40,29 @@ double arithmetic(std::int64_t iterations) {
   return 2.0 * k_per_operation * max_rows * max_vectors * lanes * static_cast<double>(iterations);
 }
 
+#if defined(__AMX_BF16__)
+double tile_arithmetic(std::int64_t iterations) {
+  Tiles tiles;
+  tiles.shape(tile_height, tile_height);
+  for (std::int64_t i = 0; i < iterations; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  tiles.release();
+  return 2.0 * 4 * tile_height * 16 * 2 * span_words * static_cast<double>(iterations);
+}
+#endif
+
 }  // namespace
 
-double multiply_registers(bool bf16, std::int64_t iterations) { return bf16 ? arithmetic<true>(iterations) : arithmetic<false>(iterations); }
+double multiply_registers(bool bf16, std::int64_t iterations) {
+#if defined(__AMX_BF16__)
+  if (bf16) return tile_arithmetic(iterations);
+#endif
+  return bf16 ? arithmetic<true>(iterations) : arithmetic<false>(iterations);
+}
 
 void read_memory(const void* memory, std::int64_t bytes) {
   constexpr int streams = 4;

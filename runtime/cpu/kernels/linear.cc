@@ -1,6 +1,7 @@
 // Weights in panels, and rows times panels.
 // A panel holds `panel` columns: [steps][panel] words of 32 bits, a word being one float32 or the bfloat16 of k and k + 1.
 // Columns beyond n and an odd last k are zeros.
+#include "runtime/cpu/kernels/amx.h"
 #include "runtime/cpu/kernels/kernels.h"
 #include "runtime/cpu/kernels/math.h"
 #include "runtime/cpu/kernels/tile.h"
@@ -8,7 +9,16 @@
 namespace kvmesh::cpu::KVMESH_ISA {
 namespace {
 
-constexpr std::int64_t steps_of(bool bf16, std::int64_t k) { return bf16 ? (k + 1) / 2 : k; }
+#if defined(__AMX_BF16__)
+constexpr bool by_tiles = true;  // bfloat16 by AMX
+#else
+constexpr bool by_tiles = false;
+#endif
+
+/// Words of a panel that all rows of a block meet before the next: with what is being fetched a good part of a second-level cache.
+constexpr std::int64_t part_words = 16384;
+
+constexpr std::int64_t steps_of(bool bf16, std::int64_t k) { return !bf16 ? k : by_tiles ? round_up((k + 1) / 2, 16) : (k + 1) / 2; }
 
 /// Row stride of the copied rows, in elements of Left: a cache line more than a multiple of 4 KiB keeps rows in different sets.
 constexpr std::int64_t copied_stride(bool bf16, std::int64_t k) {
@@ -63,25 +73,117 @@ KVMESH_INLINE void write(const LinearTask& t, const Floats (&acc)[vectors], std:
   }
 }
 
+/// f(accumulator, its offset in rows of a panel).
+template <int rows, typename F>
+KVMESH_INLINE void each(Floats (&acc)[rows][max_vectors], const F& f) {
+#pragma GCC unroll 6
+  for (int m = 0; m < rows; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < max_vectors; ++v) f(acc[m][v], m * panel + v * lanes);
+  }
+}
+
+/// What pass `i` of `passes` over a part of a panel, `bytes` long, asks the caches for: alone what it needs itself a little later, else its share of what
+/// the passes over the next part need, so that memory is read while there is arithmetic to do.
+KVMESH_INLINE Prefetch prefetch_of(const void* part, std::int64_t bytes, std::int64_t steps, std::int64_t i, std::int64_t passes) {
+  constexpr std::int64_t soon = 4096;
+  const char* from = static_cast<const char*>(part) + (passes == 1 ? soon : bytes);
+  const std::int64_t lines = bytes / 64;
+  return {from + lines * i / passes * 64, from + lines * (i + 1) / passes * 64, static_cast<int>((lines + passes * steps - 1) / (passes * steps))};
+}
+
+/// x: the rows from row_begin on; sums [rows, panel] is scratch memory.
 template <typename Kind>
 void run(const LinearTask& t, const typename Kind::Left* x, std::int64_t stride, std::int64_t row_begin, std::int64_t row_end, std::int64_t panel_begin,
-         std::int64_t panel_end) {
+         std::int64_t panel_end, float* sums) {
   const std::int64_t steps = steps_of(t.bf16, t.k), rows = row_end - row_begin;
-  const std::int64_t tiles = (rows + max_rows - 1) / max_rows;
-  const std::int64_t ahead = tiles == 1 ? 16 * panel : 0;
+  const std::int64_t tiles = (rows + max_rows - 1) / max_rows, part = tiles == 1 ? steps : part_words / panel;
   for (std::int64_t p = panel_begin; p < panel_end; ++p) {
     const auto* b = static_cast<const typename Kind::Right*>(t.w) + p * steps * panel;
     const std::int64_t columns = t.n - p * panel < panel ? t.n - p * panel : panel;
-    for (std::int64_t tile = 0; tile < tiles; ++tile) {  // tiles of nearly equal height
-      const std::int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles;
-      with_constant<max_rows>(static_cast<int>(last - first), [&](auto height) {
-        Floats acc[height.value][max_vectors] = {};
-        multiply<Kind, height.value, max_vectors>(x + first * stride, stride, b, panel, steps, ahead, acc);
-        for (int m = 0; m < height.value; ++m) write(t, acc[m], (row_begin + first + m) * t.n + p * panel, columns);
-      });
+    for (std::int64_t s = 0; s < steps; s += part) {
+      const std::int64_t count = steps - s < part ? steps - s : part;
+      for (std::int64_t tile = 0; tile < tiles; ++tile) {  // tiles of nearly equal height
+        const std::int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles;
+        const Prefetch prefetch = prefetch_of(b + s * panel, count * panel * 4, count, tile, tiles);
+        with_constant<max_rows>(static_cast<int>(last - first), [&](auto height) {
+          Floats acc[height.value][max_vectors] = {};
+          float* kept = sums + first * panel;
+          if (s > 0) each(acc, [&](Floats& a, std::int64_t at) { a = load<Floats>(kept + at); });
+          multiply<Kind, height.value, max_vectors>(x + first * stride + s * Kind::left_per_step, stride, b + s * panel, panel, count, prefetch, acc);
+          if (s + count < steps) {
+            each(acc, [&](Floats& a, std::int64_t at) { store(kept + at, a); });
+          } else {
+            for (int m = 0; m < height.value; ++m) write(t, acc[m], (row_begin + first + m) * t.n + p * panel, columns);
+          }
+        });
+      }
     }
   }
 }
+
+#if defined(__AMX_BF16__)
+static_assert(panel == 64);
+constexpr std::int64_t part_spans = 24;  // of a panel that all rows of a block meet before the next: 96 KiB
+
+/// Rows [row_begin, row_end) as tiles [height / 16][spans][16][16 words], zeros after k.
+void copy_tiles(const LinearTask& t, std::int64_t row_begin, std::int64_t row_end, std::uint32_t* to) {
+  const std::int64_t spans = steps_of(true, t.k) / span_words, bytes = 2 * t.k;
+  for (std::int64_t r = row_begin; r < row_end; ++r) {
+    const char* from = static_cast<const char*>(t.x) + r * bytes;
+    const std::int64_t i = r - row_begin;
+    std::uint32_t* row = to + (i / tile_height * spans * tile_height + i % tile_height) * span_words;
+    for (std::int64_t at = 0; at < bytes; at += 64, row += tile_words) {
+      if (at + 64 <= bytes) {
+        store(row, load<Words>(from + at));
+      } else {
+        store(row, Words{});
+        __builtin_memcpy(row, from + at, static_cast<std::size_t>(bytes - at));
+      }
+    }
+  }
+}
+
+/// x and sums [rows rounded up to 16, panel] are scratch memory.
+void run_tiles(const LinearTask& t, std::int64_t row_begin, std::int64_t row_end, std::int64_t panel_begin, std::int64_t panel_end, std::uint32_t* x,
+               float* sums) {
+  constexpr std::int64_t pair = 2 * tile_height;
+  const std::int64_t spans = steps_of(true, t.k) / span_words, rows = row_end - row_begin;
+  const std::int64_t passes = rows <= tile_height ? 1 : (rows + pair - 1) / pair * 2, part = passes == 1 ? spans : part_spans;
+  copy_tiles(t, row_begin, row_end, x);
+  Tiles tiles;
+  for (std::int64_t p = panel_begin; p < panel_end; ++p) {
+    const auto* panel_words = static_cast<const std::uint32_t*>(t.w) + p * spans * span_words * panel;
+    const std::int64_t columns = t.n - p * panel < panel ? t.n - p * panel : panel;
+    for (std::int64_t s = 0; s < spans; s += part) {
+      const std::int64_t count = spans - s < part ? spans - s : part;
+      const std::uint32_t* w = panel_words + s * span_words * panel;
+      for (std::int64_t r = 0, pass = 0; r < rows; r += pair) {
+        const std::int64_t left = rows - r, height = left < pair ? left : pair;
+        const std::uint32_t* upper = x + (r / tile_height * spans + s) * tile_words;
+        float* kept = sums + r * panel;
+        if (height <= tile_height) {
+          tiles.shape(static_cast<int>(height), 0);
+          multiply_upper(upper, w, count, s > 0, kept, prefetch_of(w, count * span_words * panel * 4, count, pass++, passes));
+        } else {
+          tiles.shape(tile_height, static_cast<int>(height - tile_height));
+          for (std::int64_t half = 0; half < 2; ++half) {
+            multiply_half(upper, spans * tile_words, w + half * panel / 2, count, s > 0, kept + half * panel / 2,
+                          prefetch_of(w, count * span_words * panel * 4, count, pass++, passes));
+          }
+        }
+        if (s + count < spans) continue;
+        for (std::int64_t m = 0; m < height; ++m) {
+          Floats acc[max_vectors];
+          for (int v = 0; v < max_vectors; ++v) acc[v] = load<Floats>(kept + m * panel + v * lanes);
+          write(t, acc, (row_begin + r + m) * t.n + p * panel, columns);
+        }
+      }
+    }
+  }
+  tiles.release();
+}
+#endif
 
 }  // namespace
 
@@ -100,7 +202,7 @@ void pack(const void* source, bool source_bf16, bool bf16, std::int64_t k, std::
         continue;
       }
       float next[panel] = {};
-      read_floats(source, source_bf16, 2 * s * n + p * panel, columns, row);
+      if (2 * s < k) read_floats(source, source_bf16, 2 * s * n + p * panel, columns, row);
       if (2 * s + 1 < k) read_floats(source, source_bf16, (2 * s + 1) * n + p * panel, columns, next);
       std::uint32_t* to = static_cast<std::uint32_t*>(target) + at;
       for (std::int64_t c = 0; c < panel; ++c) to[c] = narrow_one(row[c]) | static_cast<std::uint32_t>(narrow_one(next[c])) << 16;
@@ -108,20 +210,33 @@ void pack(const void* source, bool source_bf16, bool bf16, std::int64_t k, std::
   }
 }
 
+std::int64_t block_rows(bool bf16, std::int64_t k) {
+  constexpr std::int64_t most = 256, least = 64, bytes = 768 << 10;
+  if (!bf16 || !by_tiles) return most / max_rows * max_rows;
+  const std::int64_t fitting = bytes / (steps_of(true, k) * 4) / 32 * 32;
+  return fitting < least ? least : fitting < most ? fitting : most;
+}
+
 std::size_t linear_scratch(bool bf16, std::int64_t k, std::int64_t rows) {
-  return must_copy(bf16, k) ? static_cast<std::size_t>(copied_stride(bf16, k) * rows) * 4 : 0;
+  const std::int64_t copied = bf16 && by_tiles ? steps_of(true, k) : must_copy(bf16, k) ? copied_stride(bf16, k) : 0;
+  return static_cast<std::size_t>(round_up(rows, 16) * (panel + copied)) * 4;
 }
 
 void linear(const LinearTask& t, std::int64_t row_begin, std::int64_t row_end, std::int64_t panel_begin, std::int64_t panel_end, void* scratch) {
+  float* sums = static_cast<float*>(scratch);
+  scratch = sums + round_up(row_end - row_begin, 16) * panel;
+#if defined(__AMX_BF16__)
+  if (t.bf16) return run_tiles(t, row_begin, row_end, panel_begin, panel_end, static_cast<std::uint32_t*>(scratch), sums);
+#endif
   if (!t.bf16) {
-    run<F32>(t, static_cast<const float*>(t.x) + row_begin * t.k, t.k, row_begin, row_end, panel_begin, panel_end);
+    run<F32>(t, static_cast<const float*>(t.x) + row_begin * t.k, t.k, row_begin, row_end, panel_begin, panel_end, sums);
   } else if (must_copy(true, t.k)) {
     copy_rows(t, row_begin, row_end, scratch);
-    run<Bf16>(t, static_cast<const Bf16::Left*>(scratch), copied_stride(true, t.k), row_begin, row_end, panel_begin, panel_end);
+    run<Bf16>(t, static_cast<const Bf16::Left*>(scratch), copied_stride(true, t.k), row_begin, row_end, panel_begin, panel_end, sums);
   } else {
     if constexpr (!left_is_widened) {
       run<Bf16>(t, reinterpret_cast<const Bf16::Left*>(static_cast<const std::uint16_t*>(t.x) + row_begin * t.k), t.k / 2, row_begin, row_end, panel_begin,
-                panel_end);
+                panel_end, sums);
     }
   }
 }

@@ -35,5 +35,6 @@ namespace scalar { extern const SampleKernels sample_kernels; }
 namespace avx2 { extern const SampleKernels sample_kernels; }
 namespace avx512 { extern const SampleKernels sample_kernels; }
 namespace avx512_bf16 { extern const SampleKernels sample_kernels; }
+namespace amx { extern const SampleKernels sample_kernels; }
 
 }  // namespace kvmesh::cpu

@@ -4,7 +4,7 @@
 
 namespace kvmesh::cpu::KVMESH_ISA {
 
-const Kernels kernels = {panel,  max_rows,          panel_bytes, pack,        linear_scratch, linear,
-                         attention_scratch, attention, row_scratch, rms_norm,    append,      multiply_registers, read_memory};
+const Kernels kernels = {panel,       panel_bytes, pack,   block_rows, linear_scratch,     linear,     attention_scratch,
+                         attention,   row_scratch, rms_norm, append,   multiply_registers, read_memory};
 
 }  // namespace kvmesh::cpu::KVMESH_ISA

@@ -47,10 +47,11 @@ struct AppendTask {
 
 struct Kernels {
   std::int64_t panel;      // columns of a weight's panel
-  std::int64_t tile_rows;  // rows that one pass over a panel serves
   std::int64_t (*panel_bytes)(bool bf16, std::int64_t k);
   /// Panels [begin, end) of source [k, n] into target, the start of the whole packed weight.
   void (*pack)(const void* source, bool source_bf16, bool bf16, std::int64_t k, std::int64_t n, std::int64_t begin, std::int64_t end, void* target);
+  /// Rows of one call of `linear` that the caches hold while panels pass by.
+  std::int64_t (*block_rows)(bool bf16, std::int64_t k);
   std::size_t (*linear_scratch)(bool bf16, std::int64_t k, std::int64_t rows);
   /// Rows [row_begin, row_end) of panels [panel_begin, panel_end).
   void (*linear)(const LinearTask& task, std::int64_t row_begin, std::int64_t row_end, std::int64_t panel_begin, std::int64_t panel_end, void* scratch);
@@ -69,5 +70,6 @@ namespace scalar { extern const Kernels kernels; }
 namespace avx2 { extern const Kernels kernels; }
 namespace avx512 { extern const Kernels kernels; }
 namespace avx512_bf16 { extern const Kernels kernels; }
+namespace amx { extern const Kernels kernels; }
 
 }  // namespace kvmesh::cpu

@@ -82,19 +82,23 @@ struct Bf16 {
 constexpr bool left_is_widened = true;
 #endif
 
-/// acc[m][v] += Σ over steps of x[m] · b, m by `stride` elements, steps of b by `row` columns. `ahead` > 0 prefetches b that
-/// many columns on: for few rows, when memory and not arithmetic is what is waited for.
+/// Cache lines that a multiplication asks for while it runs: of the first steps, `lines` a step from `next` on, until `end`.
+struct Prefetch {
+  const char* next = nullptr;
+  const char* end = nullptr;
+  int lines = 0;
+};
+
+/// acc[m][v] += Σ over steps of x[m] · b, m by `stride` elements, steps of b by `row` columns.
 template <typename Kind, int rows, int vectors>
 KVMESH_INLINE void multiply(const typename Kind::Left* x, std::int64_t stride, const typename Kind::Right* b, std::int64_t row, std::int64_t steps,
-                            std::int64_t ahead, Floats (&acc)[rows][vectors]) {
-  if (ahead > 0) {
-    for (std::int64_t s = 0; s < steps; ++s, x += Kind::left_per_step, b += row) {
-      for (int i = 0; i < vectors * lanes; i += 16) __builtin_prefetch(b + ahead + i);
-      Kind::template step<rows, vectors>(x, stride, b, acc);
-    }
-    return;
+                            Prefetch prefetch, Floats (&acc)[rows][vectors]) {
+  std::int64_t s = 0;
+  for (; s < steps && prefetch.next < prefetch.end; ++s, x += Kind::left_per_step, b += row) {
+    for (int i = 0; i < prefetch.lines; ++i, prefetch.next += 64) __builtin_prefetch(prefetch.next);
+    Kind::template step<rows, vectors>(x, stride, b, acc);
   }
-  for (std::int64_t s = 0; s < steps; ++s, x += Kind::left_per_step, b += row) Kind::template step<rows, vectors>(x, stride, b, acc);
+  for (; s < steps; ++s, x += Kind::left_per_step, b += row) Kind::template step<rows, vectors>(x, stride, b, acc);
 }
 
 template <int n>
