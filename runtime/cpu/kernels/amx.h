@@ -8,18 +8,18 @@
 namespace kvmesh::cpu::KVMESH_ISA {
 namespace {
 
-constexpr std::int64_t tile_height = 16;                    // rows of a tile, and its words of 32 bits a row
-constexpr std::int64_t tile_words = tile_height * 16;       // of 32 bits: a whole tile
-constexpr std::int64_t span_words = 16;                     // of 32 bits, that is pairs of k, in one product
+constexpr std::int64_t tile_height = 16;               // rows of a tile, columns of a tile, and its words of 32 bits a row
+constexpr std::int64_t tile_words = tile_height * 16;  // of 32 bits: a whole tile
+constexpr std::int64_t span_words = 16;                // of 32 bits, that is pairs of k, in one product
 
 /// The compiler's tile loads do not say that they read memory: what they read must be written before.
 KVMESH_INLINE void written(const void* memory) { asm volatile("" : : "r"(memory) : "memory"); }
 
-/// Tiles 0 … 3 are sums, [upper or only rows, lower rows] by columns; 4 and 5 left sides of those rows; 6 and 7 right sides.
+/// The tile registers' shapes. Tiles 0 … 3 are sums, [upper or only rows, lower rows] by columns; 4 and 5 left sides of those rows; 6 and 7 right sides.
 class Tiles {
  public:
-  /// The rows of the tiles: `upper` of 1 … 16, `lower` of 0 … 16; with lower = 0 tiles 0 … 3 are all of the upper rows.
-  void shape(int upper, int lower) {
+  /// The rows of the tiles: `upper` of 1 … 16, `lower` of 0 … 16; with lower = 0 tiles 0 … 3 are all of the upper rows and 5 is a right side.
+  void shape(std::int64_t upper, std::int64_t lower) {
     if (upper == upper_ && lower == lower_) return;
     upper_ = upper;
     lower_ = lower;
@@ -29,7 +29,7 @@ class Tiles {
       std::uint8_t rows[16] = {};
     } config;
     constexpr int tile_count = 8;
-    const int heights[tile_count] = {upper, upper, lower > 0 ? lower : upper, lower > 0 ? lower : upper, upper, lower > 0 ? lower : 16, 16, 16};
+    const std::int64_t below = lower > 0 ? lower : upper, heights[tile_count] = {upper, upper, below, below, upper, lower > 0 ? lower : tile_height, 16, 16};
     for (int i = 0; i < tile_count; ++i) {
       config.row_bytes[i] = 64;
       config.rows[i] = static_cast<std::uint8_t>(heights[i]);
@@ -38,83 +38,110 @@ class Tiles {
     _tile_loadconfig(&config);
   }
 
-  /// To be called at the end; the registers are as before. (A destructor would bring exception handling into this file.)
+  /// To be called at the end; the registers are as before. (A destructor would bring exception handling into these files.)
   void release() { _tile_release(); }
 
  private:
-  int upper_ = -1, lower_ = -1;
+  std::int64_t upper_ = -1, lower_ = -1;
 };
 
-constexpr int panel_bytes_a_row = 4 * 64;
+/// One product: sums = x · w or, with `more`, sums + x · w. x: tiles in the order of their use, first `spans` of them, then as many for each further
+/// round, which meet the same w [spans · 16, columns].
+struct TileTask {
+  const std::uint32_t* x;  // upper tiles
+  std::int64_t below;      // words from them to the lower tiles
+  const std::uint32_t* w;
+  std::int64_t w_row;  // bytes
+  std::int64_t spans, rounds;
+  float* sums;
+  std::int64_t sums_row;  // bytes
+  bool more;
+  Prefetch prefetch;
+};
 
-/// Asks the caches for a span's share of `prefetch`.
+/// Asks the caches for a span's share.
 KVMESH_INLINE void fetch(Prefetch& prefetch) {
   for (int i = 0; i < prefetch.lines && prefetch.next < prefetch.end; ++i, prefetch.next += 64) __builtin_prefetch(prefetch.next);
 }
 
-/// sums [16, 64] = x · w, added to what is in sums when `more`; x [spans] tiles, w [spans · 16, 64] words.
-KVMESH_INLINE void multiply_upper(const std::uint32_t* x, const std::uint32_t* w, std::int64_t spans, bool more, float* sums, Prefetch prefetch) {
-  written(x);
-  if (more) {
-    _tile_loadd(0, sums, panel_bytes_a_row);
-    _tile_loadd(1, sums + 16, panel_bytes_a_row);
-    _tile_loadd(2, sums + 32, panel_bytes_a_row);
-    _tile_loadd(3, sums + 48, panel_bytes_a_row);
+/// 1 … 16 rows (Tiles::shape(rows, 0)) by `columns` tiles of columns.
+template <int columns>
+KVMESH_INLINE void multiply_upper(TileTask t) {
+  written(t.x);
+  if (t.more) {
+    _tile_loadd(0, t.sums, t.sums_row);
+    if constexpr (columns > 1) _tile_loadd(1, t.sums + 16, t.sums_row);
+    if constexpr (columns > 2) _tile_loadd(2, t.sums + 32, t.sums_row);
+    if constexpr (columns > 3) _tile_loadd(3, t.sums + 48, t.sums_row);
   } else {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
   }
-  for (std::int64_t s = 0; s < spans; ++s, x += tile_words, w += span_words * 64) {
-    fetch(prefetch);
-    _tile_loadd(4, x, 64);
-    _tile_loadd(6, w, panel_bytes_a_row);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, w + 16, panel_bytes_a_row);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, w + 32, panel_bytes_a_row);
-    _tile_dpbf16ps(2, 4, 5);
-    _tile_loadd(6, w + 48, panel_bytes_a_row);
-    _tile_dpbf16ps(3, 4, 6);
+  const std::int64_t step = span_words * t.w_row / 4;
+  for (std::int64_t round = 0; round < t.rounds; ++round) {
+    const std::uint32_t* w = t.w;
+    for (std::int64_t s = 0; s < t.spans; ++s, t.x += tile_words, w += step) {
+      fetch(t.prefetch);
+      _tile_loadd(4, t.x, 64);
+      _tile_loadd(6, w, t.w_row);
+      _tile_dpbf16ps(0, 4, 6);
+      if constexpr (columns > 1) {
+        _tile_loadd(7, w + 16, t.w_row);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+      if constexpr (columns > 2) {
+        _tile_loadd(5, w + 32, t.w_row);
+        _tile_dpbf16ps(2, 4, 5);
+      }
+      if constexpr (columns > 3) {
+        _tile_loadd(6, w + 48, t.w_row);
+        _tile_dpbf16ps(3, 4, 6);
+      }
+    }
   }
-  _tile_stored(0, sums, panel_bytes_a_row);
-  _tile_stored(1, sums + 16, panel_bytes_a_row);
-  _tile_stored(2, sums + 32, panel_bytes_a_row);
-  _tile_stored(3, sums + 48, panel_bytes_a_row);
+  _tile_stored(0, t.sums, t.sums_row);
+  if constexpr (columns > 1) _tile_stored(1, t.sums + 16, t.sums_row);
+  if constexpr (columns > 2) _tile_stored(2, t.sums + 32, t.sums_row);
+  if constexpr (columns > 3) _tile_stored(3, t.sums + 48, t.sums_row);
 }
 
-/// Half of the columns of sums [32, 64], else as multiply_upper; the lower tiles of x lie `below` words behind the upper ones.
-KVMESH_INLINE void multiply_half(const std::uint32_t* x, std::int64_t below, const std::uint32_t* w, std::int64_t spans, bool more, float* sums,
-                                 Prefetch prefetch) {
-  written(x);
-  float* lower = sums + tile_height * 64;
-  if (more) {
-    _tile_loadd(0, sums, panel_bytes_a_row);
-    _tile_loadd(1, sums + 16, panel_bytes_a_row);
-    _tile_loadd(2, lower, panel_bytes_a_row);
-    _tile_loadd(3, lower + 16, panel_bytes_a_row);
+/// 17 … 32 rows (Tiles::shape(16, rows - 16)) by 1 or 2 tiles of columns.
+template <int columns>
+KVMESH_INLINE void multiply_pair(TileTask t) {
+  written(t.x);
+  float* lower = t.sums + tile_height * t.sums_row / 4;
+  if (t.more) {
+    _tile_loadd(0, t.sums, t.sums_row);
+    _tile_loadd(2, lower, t.sums_row);
+    if constexpr (columns > 1) _tile_loadd(1, t.sums + 16, t.sums_row);
+    if constexpr (columns > 1) _tile_loadd(3, lower + 16, t.sums_row);
   } else {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
   }
-  for (std::int64_t s = 0; s < spans; ++s, x += tile_words, w += span_words * 64) {
-    fetch(prefetch);
-    _tile_loadd(4, x, 64);
-    _tile_loadd(6, w, panel_bytes_a_row);
-    _tile_loadd(7, w + 16, panel_bytes_a_row);
-    _tile_loadd(5, x + below, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+  const std::int64_t step = span_words * t.w_row / 4;
+  for (std::int64_t round = 0; round < t.rounds; ++round) {
+    const std::uint32_t* w = t.w;
+    for (std::int64_t s = 0; s < t.spans; ++s, t.x += tile_words, w += step) {
+      fetch(t.prefetch);
+      _tile_loadd(4, t.x, 64);
+      _tile_loadd(6, w, t.w_row);
+      if constexpr (columns > 1) _tile_loadd(7, w + 16, t.w_row);
+      _tile_loadd(5, t.x + t.below, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      if constexpr (columns > 1) _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      if constexpr (columns > 1) _tile_dpbf16ps(3, 5, 7);
+    }
   }
-  _tile_stored(0, sums, panel_bytes_a_row);
-  _tile_stored(1, sums + 16, panel_bytes_a_row);
-  _tile_stored(2, lower, panel_bytes_a_row);
-  _tile_stored(3, lower + 16, panel_bytes_a_row);
+  _tile_stored(0, t.sums, t.sums_row);
+  _tile_stored(2, lower, t.sums_row);
+  if constexpr (columns > 1) _tile_stored(1, t.sums + 16, t.sums_row);
+  if constexpr (columns > 1) _tile_stored(3, lower + 16, t.sums_row);
 }
 
 }  // namespace

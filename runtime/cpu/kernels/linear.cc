@@ -9,12 +9,6 @@
 namespace kvmesh::cpu::KVMESH_ISA {
 namespace {
 
-#if defined(__AMX_BF16__)
-constexpr bool by_tiles = true;  // bfloat16 by AMX
-#else
-constexpr bool by_tiles = false;
-#endif
-
 /// Words of a panel that all rows of a block meet before the next: with what is being fetched a good part of a second-level cache.
 constexpr std::int64_t part_words = 16384;
 
@@ -160,17 +154,26 @@ void run_tiles(const LinearTask& t, std::int64_t row_begin, std::int64_t row_end
       const std::uint32_t* w = panel_words + s * span_words * panel;
       for (std::int64_t r = 0, pass = 0; r < rows; r += pair) {
         const std::int64_t left = rows - r, height = left < pair ? left : pair;
-        const std::uint32_t* upper = x + (r / tile_height * spans + s) * tile_words;
         float* kept = sums + r * panel;
+        const auto task = [&](std::int64_t column) {
+          return TileTask{.x = x + (r / tile_height * spans + s) * tile_words,
+                          .below = spans * tile_words,
+                          .w = w + column,
+                          .w_row = panel * 4,
+                          .spans = count,
+                          .rounds = 1,
+                          .sums = kept + column,
+                          .sums_row = panel * 4,
+                          .more = s > 0,
+                          .prefetch = prefetch_of(w, count * span_words * panel * 4, count, pass++, passes)};
+        };
         if (height <= tile_height) {
-          tiles.shape(static_cast<int>(height), 0);
-          multiply_upper(upper, w, count, s > 0, kept, prefetch_of(w, count * span_words * panel * 4, count, pass++, passes));
+          tiles.shape(height, 0);
+          multiply_upper<4>(task(0));
         } else {
-          tiles.shape(tile_height, static_cast<int>(height - tile_height));
-          for (std::int64_t half = 0; half < 2; ++half) {
-            multiply_half(upper, spans * tile_words, w + half * panel / 2, count, s > 0, kept + half * panel / 2,
-                          prefetch_of(w, count * span_words * panel * 4, count, pass++, passes));
-          }
+          tiles.shape(tile_height, height - tile_height);
+          multiply_pair<2>(task(0));
+          multiply_pair<2>(task(panel / 2));
         }
         if (s + count < spans) continue;
         for (std::int64_t m = 0; m < height; ++m) {

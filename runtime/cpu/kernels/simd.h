@@ -68,6 +68,23 @@ KVMESH_INLINE Floats swap_lanes(Floats v) {
   return __builtin_shuffle(v, iota() ^ n);
 }
 
+/// x[i][j] ↔ x[j][i]: in stage n blocks of n by n change sides.
+template <int n = 1>
+KVMESH_INLINE void transpose(Words (&x)[lanes]) {
+  if constexpr (n < lanes) {
+    const Ints i = iota();
+    const Ints low = (i & n) == 0 ? i : i + (lanes - n), high = (i & n) == 0 ? i + n : i + lanes;
+#pragma GCC unroll 16
+    for (int a = 0; a < lanes; ++a) {
+      if (a & n) continue;
+      const Words upper = x[a], lower = x[a + n];
+      x[a] = __builtin_shuffle(upper, lower, low);
+      x[a + n] = __builtin_shuffle(upper, lower, high);
+    }
+    transpose<2 * n>(x);
+  }
+}
+
 // Reductions by a butterfly over the lanes: the same tree for every call.
 KVMESH_INLINE float sum_lanes(Floats v) {
   if constexpr (lanes > 8) v = v + swap_lanes<8>(v);

@@ -12,6 +12,12 @@ constexpr int max_rows = 6;                          // of a tile: 6 · vectors 
 constexpr int max_vectors = lanes == 16 ? 4 : 2;     // of a tile: its columns are max_vectors · lanes
 constexpr std::int64_t panel = max_vectors * lanes;  // columns of a packed panel
 
+#if defined(__AMX_BF16__)
+constexpr bool by_tiles = true;  // bfloat16 by AMX: amx.h
+#else
+constexpr bool by_tiles = false;
+#endif
+
 /// float32 · float32; a step is one k.
 struct F32 {
   using Left = float;
