@@ -45,11 +45,13 @@ class Tiles {
   std::int64_t upper_ = -1, lower_ = -1;
 };
 
-/// One product: sums = x · w or, with `more`, sums + x · w. x: tiles in the order of their use, first `spans` of them, then as many for each further
-/// round, which meet the same w [spans · 16, columns].
+/// One product: sums = x · w or, with `more`, sums + x · w. x has a tile for each span, then as many for each further round, which meet the same
+/// w [spans · 16, columns].
 struct TileTask {
-  const std::uint32_t* x;  // upper tiles
-  std::int64_t below;      // words from them to the lower tiles
+  const std::uint32_t* x;  // the first upper tile
+  std::int64_t x_row;      // bytes from row to row of a tile
+  std::int64_t x_step;     // words from tile to tile
+  std::int64_t below;      // words from an upper tile to the lower one
   const std::uint32_t* w;
   std::int64_t w_row;  // bytes
   std::int64_t spans, rounds;
@@ -82,9 +84,9 @@ KVMESH_INLINE void multiply_upper(TileTask t) {
   const std::int64_t step = span_words * t.w_row / 4;
   for (std::int64_t round = 0; round < t.rounds; ++round) {
     const std::uint32_t* w = t.w;
-    for (std::int64_t s = 0; s < t.spans; ++s, t.x += tile_words, w += step) {
+    for (std::int64_t s = 0; s < t.spans; ++s, t.x += t.x_step, w += step) {
       fetch(t.prefetch);
-      _tile_loadd(4, t.x, 64);
+      _tile_loadd(4, t.x, t.x_row);
       _tile_loadd(6, w, t.w_row);
       _tile_dpbf16ps(0, 4, 6);
       if constexpr (columns > 1) {
@@ -126,12 +128,12 @@ KVMESH_INLINE void multiply_pair(TileTask t) {
   const std::int64_t step = span_words * t.w_row / 4;
   for (std::int64_t round = 0; round < t.rounds; ++round) {
     const std::uint32_t* w = t.w;
-    for (std::int64_t s = 0; s < t.spans; ++s, t.x += tile_words, w += step) {
+    for (std::int64_t s = 0; s < t.spans; ++s, t.x += t.x_step, w += step) {
       fetch(t.prefetch);
-      _tile_loadd(4, t.x, 64);
+      _tile_loadd(4, t.x, t.x_row);
       _tile_loadd(6, w, t.w_row);
       if constexpr (columns > 1) _tile_loadd(7, w + 16, t.w_row);
-      _tile_loadd(5, t.x + t.below, 64);
+      _tile_loadd(5, t.x + t.below, t.x_row);
       _tile_dpbf16ps(0, 4, 6);
       if constexpr (columns > 1) _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(2, 5, 6);

@@ -14,24 +14,24 @@ constexpr std::int64_t part_words = 16384;
 
 constexpr std::int64_t steps_of(bool bf16, std::int64_t k) { return !bf16 ? k : by_tiles ? round_up((k + 1) / 2, 16) : (k + 1) / 2; }
 
-/// Row stride of the copied rows, in elements of Left: a cache line more than a multiple of 4 KiB keeps rows in different sets.
-constexpr std::int64_t copied_stride(bool bf16, std::int64_t k) {
-  return round_up(steps_of(bf16, k) * (bf16 && left_is_widened ? 2 : 1), 16) + 16;
-}
+/// Row stride of the copied rows, in words of 32 bits: a cache line more than a multiple of 4 KiB keeps rows in different sets.
+constexpr std::int64_t copied_stride(std::int64_t k) { return round_up(steps_of(true, k) * (left_is_widened ? 2 : 1), 16) + 16; }
 
-constexpr bool must_copy(bool bf16, std::int64_t k) { return bf16 && (left_is_widened || k % 2 != 0); }
+/// Rows are read where they are, but for bfloat16 that is to be widened or that does not fill its last word or tile.
+constexpr bool must_copy(bool bf16, std::int64_t k) { return bf16 && (left_is_widened || k % (by_tiles ? 32 : 2) != 0); }
 
 void copy_rows(const LinearTask& t, std::int64_t begin, std::int64_t end, void* scratch) {
-  const std::int64_t stride = copied_stride(true, t.k);
+  const std::int64_t stride = copied_stride(t.k);
   for (std::int64_t r = begin; r < end; ++r) {
+    std::uint32_t* to = static_cast<std::uint32_t*>(scratch) + (r - begin) * stride;
     if constexpr (left_is_widened) {
-      float* to = static_cast<float*>(scratch) + (r - begin) * stride;
-      read_floats(t.x, true, r * t.k, t.k, to);
-      to[t.k] = 0;  // an odd k's partner
+      float* row = reinterpret_cast<float*>(to);
+      read_floats(t.x, true, r * t.k, t.k, row);
+      row[t.k] = 0;  // an odd k's partner
     } else {
-      std::uint16_t* to = static_cast<std::uint16_t*>(scratch) + (r - begin) * stride * 2;
+      to[t.k / 2] = 0;
+      for (std::int64_t i = t.k / 2; i < steps_of(true, t.k); ++i) to[i] = 0;
       __builtin_memcpy(to, static_cast<const std::uint16_t*>(t.x) + r * t.k, static_cast<std::size_t>(t.k) * 2);
-      to[t.k] = 0;
     }
   }
 }
@@ -120,31 +120,12 @@ void run(const LinearTask& t, const typename Kind::Left* x, std::int64_t stride,
 static_assert(panel == 64);
 constexpr std::int64_t part_spans = 24;  // of a panel that all rows of a block meet before the next: 96 KiB
 
-/// Rows [row_begin, row_end) as tiles [height / 16][spans][16][16 words], zeros after k.
-void copy_tiles(const LinearTask& t, std::int64_t row_begin, std::int64_t row_end, std::uint32_t* to) {
-  const std::int64_t spans = steps_of(true, t.k) / span_words, bytes = 2 * t.k;
-  for (std::int64_t r = row_begin; r < row_end; ++r) {
-    const char* from = static_cast<const char*>(t.x) + r * bytes;
-    const std::int64_t i = r - row_begin;
-    std::uint32_t* row = to + (i / tile_height * spans * tile_height + i % tile_height) * span_words;
-    for (std::int64_t at = 0; at < bytes; at += 64, row += tile_words) {
-      if (at + 64 <= bytes) {
-        store(row, load<Words>(from + at));
-      } else {
-        store(row, Words{});
-        __builtin_memcpy(row, from + at, static_cast<std::size_t>(bytes - at));
-      }
-    }
-  }
-}
-
-/// x and sums [rows rounded up to 16, panel] are scratch memory.
-void run_tiles(const LinearTask& t, std::int64_t row_begin, std::int64_t row_end, std::int64_t panel_begin, std::int64_t panel_end, std::uint32_t* x,
-               float* sums) {
+/// x: the rows from row_begin on, each `stride` words; sums [rows rounded up to 16, panel] is scratch memory.
+void run_tiles(const LinearTask& t, const std::uint32_t* x, std::int64_t stride, std::int64_t row_begin, std::int64_t row_end, std::int64_t panel_begin,
+               std::int64_t panel_end, float* sums) {
   constexpr std::int64_t pair = 2 * tile_height;
   const std::int64_t spans = steps_of(true, t.k) / span_words, rows = row_end - row_begin;
   const std::int64_t passes = rows <= tile_height ? 1 : (rows + pair - 1) / pair * 2, part = passes == 1 ? spans : part_spans;
-  copy_tiles(t, row_begin, row_end, x);
   Tiles tiles;
   for (std::int64_t p = panel_begin; p < panel_end; ++p) {
     const auto* panel_words = static_cast<const std::uint32_t*>(t.w) + p * spans * span_words * panel;
@@ -156,8 +137,10 @@ void run_tiles(const LinearTask& t, std::int64_t row_begin, std::int64_t row_end
         const std::int64_t left = rows - r, height = left < pair ? left : pair;
         float* kept = sums + r * panel;
         const auto task = [&](std::int64_t column) {
-          return TileTask{.x = x + (r / tile_height * spans + s) * tile_words,
-                          .below = spans * tile_words,
+          return TileTask{.x = x + r * stride + s * span_words,
+                          .x_row = stride * 4,
+                          .x_step = span_words,
+                          .below = tile_height * stride,
                           .w = w + column,
                           .w_row = panel * 4,
                           .spans = count,
@@ -221,27 +204,28 @@ std::int64_t block_rows(bool bf16, std::int64_t k) {
 }
 
 std::size_t linear_scratch(bool bf16, std::int64_t k, std::int64_t rows) {
-  const std::int64_t copied = bf16 && by_tiles ? steps_of(true, k) : must_copy(bf16, k) ? copied_stride(bf16, k) : 0;
-  return static_cast<std::size_t>(round_up(rows, 16) * (panel + copied)) * 4;
+  return static_cast<std::size_t>(round_up(rows, 16) * (panel + (must_copy(bf16, k) ? copied_stride(k) : 0))) * 4;
 }
 
 void linear(const LinearTask& t, std::int64_t row_begin, std::int64_t row_end, std::int64_t panel_begin, std::int64_t panel_end, void* scratch) {
   float* sums = static_cast<float*>(scratch);
-  scratch = sums + round_up(row_end - row_begin, 16) * panel;
-#if defined(__AMX_BF16__)
-  if (t.bf16) return run_tiles(t, row_begin, row_end, panel_begin, panel_end, static_cast<std::uint32_t*>(scratch), sums);
-#endif
   if (!t.bf16) {
     run<F32>(t, static_cast<const float*>(t.x) + row_begin * t.k, t.k, row_begin, row_end, panel_begin, panel_end, sums);
-  } else if (must_copy(true, t.k)) {
-    copy_rows(t, row_begin, row_end, scratch);
-    run<Bf16>(t, static_cast<const Bf16::Left*>(scratch), copied_stride(true, t.k), row_begin, row_end, panel_begin, panel_end, sums);
-  } else {
-    if constexpr (!left_is_widened) {
-      run<Bf16>(t, reinterpret_cast<const Bf16::Left*>(static_cast<const std::uint16_t*>(t.x) + row_begin * t.k), t.k / 2, row_begin, row_end, panel_begin,
-                panel_end, sums);
-    }
+    return;
   }
+  const void* x = static_cast<const std::uint16_t*>(t.x) + row_begin * t.k;
+  std::int64_t stride = t.k / 2;
+  if (must_copy(true, t.k)) {
+    void* copy = sums + round_up(row_end - row_begin, 16) * panel;
+    copy_rows(t, row_begin, row_end, copy);
+    x = copy;
+    stride = copied_stride(t.k);
+  }
+#if defined(__AMX_BF16__)
+  run_tiles(t, static_cast<const std::uint32_t*>(x), stride, row_begin, row_end, panel_begin, panel_end, sums);
+#else
+  run<Bf16>(t, static_cast<const Bf16::Left*>(x), stride, row_begin, row_end, panel_begin, panel_end, sums);
+#endif
 }
 
 }  // namespace kvmesh::cpu::KVMESH_ISA

@@ -101,13 +101,28 @@ KVMESH_INLINE float max_lanes(Floats v) {
   return v[0];
 }
 
+// The compiler's own conversions go by halves of a vector.
+#if defined(__AVX512F__)
+KVMESH_INLINE Words widen_words(Halves h) { return (Words)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)h); }
+KVMESH_INLINE Halves narrow_words(Words w) { return (Halves)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)w); }
+#elif defined(__AVX2__)
+KVMESH_INLINE Words widen_words(Halves h) { return (Words)_mm256_cvtepu16_epi32((__m128i)h); }
+KVMESH_INLINE Halves narrow_words(Words w) {  // each at most 0xffff
+  const __m256i packed = _mm256_packus_epi32((__m256i)w, (__m256i)w);
+  return (Halves)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0b1000));
+}
+#else
+KVMESH_INLINE Words widen_words(Halves h) { return __builtin_convertvector(h, Words); }
+KVMESH_INLINE Halves narrow_words(Words w) { return __builtin_convertvector(w, Halves); }
+#endif
+
 /// bfloat16 ↔ float32; rounds to nearest, ties to even; NaN stays NaN (the instruction would flush subnormals).
-KVMESH_INLINE Floats widen(Halves h) { return (Floats)(__builtin_convertvector(h, Words) << 16); }
+KVMESH_INLINE Floats widen(Halves h) { return (Floats)(widen_words(h) << 16); }
 KVMESH_INLINE Halves narrow(Floats f) {
   const Words u = (Words)f;
   const Words rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   const Words quiet = (u >> 16) | 0x40u;
-  return __builtin_convertvector((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded, Halves);
+  return narrow_words((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
 }
 
 KVMESH_INLINE float widen_one(std::uint16_t h) { return __builtin_bit_cast(float, static_cast<std::uint32_t>(h) << 16); }
