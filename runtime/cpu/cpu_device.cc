@@ -120,10 +120,10 @@ void CpuDevice::do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, c
                         .add = epilogue == Epilogue::add,
                         .relu_squared = epilogue == Epilogue::relu_squared,
                         .cap = epilogue == Epilogue::soft_cap ? cap : 0.0f};
-  // Blocks of rows, each divided by panels into about four parts a thread, for balance.
+  // Blocks of rows, each divided by panels into equal parts, for balance about four a thread.
   const std::int64_t rows = x.size(0), panels = ceil_div(w.n, kernels_.panel);
   const std::int64_t block = kernels_.block_rows(task.bf16, task.k), blocks = ceil_div(rows, block);
-  const std::int64_t parts = std::clamp<std::int64_t>(ceil_div(4 * pool_.size(), blocks), 1, panels);
+  const std::int64_t part = ceil_div(panels, std::max<std::int64_t>(4 * pool_.size() / blocks, 1)), parts = ceil_div(panels, part);
   pool_.parallel_for(blocks * parts, 1, [&](std::int64_t begin, std::int64_t end) {
     void* memory = scratch(kernels_.linear_scratch(task.bf16, task.k, ceil_div(rows, blocks)));
     for (std::int64_t i = begin; i < end; ++i) {
