@@ -61,11 +61,6 @@ struct TileTask {
   Prefetch prefetch;
 };
 
-/// Asks the caches for a span's share.
-KVMESH_INLINE void fetch(Prefetch& prefetch) {
-  for (int i = 0; i < prefetch.lines && prefetch.next < prefetch.end; ++i, prefetch.next += 64) __builtin_prefetch(prefetch.next);
-}
-
 /// 1 … 16 rows (Tiles::shape(rows, 0)) by `columns` tiles of columns.
 template <int columns>
 KVMESH_INLINE void multiply_upper(TileTask t) {
@@ -85,7 +80,7 @@ KVMESH_INLINE void multiply_upper(TileTask t) {
   for (std::int64_t round = 0; round < t.rounds; ++round) {
     const std::uint32_t* w = t.w;
     for (std::int64_t s = 0; s < t.spans; ++s, t.x += t.x_step, w += step) {
-      fetch(t.prefetch);
+      t.prefetch.step();
       _tile_loadd(4, t.x, t.x_row);
       _tile_loadd(6, w, t.w_row);
       _tile_dpbf16ps(0, 4, 6);
@@ -129,7 +124,7 @@ KVMESH_INLINE void multiply_pair(TileTask t) {
   for (std::int64_t round = 0; round < t.rounds; ++round) {
     const std::uint32_t* w = t.w;
     for (std::int64_t s = 0; s < t.spans; ++s, t.x += t.x_step, w += step) {
-      fetch(t.prefetch);
+      t.prefetch.step();
       _tile_loadd(4, t.x, t.x_row);
       _tile_loadd(6, w, t.w_row);
       if constexpr (columns > 1) _tile_loadd(7, w + 16, t.w_row);

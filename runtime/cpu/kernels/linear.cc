@@ -9,8 +9,8 @@
 namespace kvmesh::cpu::KVMESH_ISA {
 namespace {
 
-/// Words of a panel that all rows of a block meet before the next: with what is being fetched a good part of a second-level cache.
-constexpr std::int64_t part_words = 16384;
+/// Words of a panel that all tiles of rows meet before the next words: with many rows a good part of a second-level cache, with few of a first-level one.
+constexpr std::int64_t part_words(std::int64_t tiles) { return tiles > 4 ? 16384 : 8192; }
 
 constexpr std::int64_t steps_of(bool bf16, std::int64_t k) { return !bf16 ? k : by_tiles ? round_up((k + 1) / 2, 16) : (k + 1) / 2; }
 
@@ -83,7 +83,7 @@ KVMESH_INLINE Prefetch prefetch_of(const void* part, std::int64_t bytes, std::in
   constexpr std::int64_t soon = 4096;
   const char* from = static_cast<const char*>(part) + (passes == 1 ? soon : bytes);
   const std::int64_t lines = bytes / 64;
-  return {from + lines * i / passes * 64, from + lines * (i + 1) / passes * 64, static_cast<int>((lines + passes * steps - 1) / (passes * steps))};
+  return {from + lines * i / passes * 64, from + lines * (i + 1) / passes * 64, static_cast<int>((lines + passes * steps - 1) / (passes * steps)), passes == 1};
 }
 
 /// x: the rows from row_begin on; sums [rows, panel] is scratch memory.
@@ -91,7 +91,7 @@ template <typename Kind>
 void run(const LinearTask& t, const typename Kind::Left* x, std::int64_t stride, std::int64_t row_begin, std::int64_t row_end, std::int64_t panel_begin,
          std::int64_t panel_end, float* sums) {
   const std::int64_t steps = steps_of(t.bf16, t.k), rows = row_end - row_begin;
-  const std::int64_t tiles = (rows + max_rows - 1) / max_rows, part = tiles == 1 ? steps : part_words / panel;
+  const std::int64_t tiles = (rows + max_rows - 1) / max_rows, part = tiles == 1 ? steps : part_words(tiles) / panel;
   for (std::int64_t p = panel_begin; p < panel_end; ++p) {
     const auto* b = static_cast<const typename Kind::Right*>(t.w) + p * steps * panel;
     const std::int64_t columns = t.n - p * panel < panel ? t.n - p * panel : panel;

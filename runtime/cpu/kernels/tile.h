@@ -88,11 +88,23 @@ struct Bf16 {
 constexpr bool left_is_widened = true;
 #endif
 
-/// Cache lines that a multiplication asks for while it runs: of the first steps, `lines` a step from `next` on, until `end`.
+/// Cache lines that a multiplication asks for while it runs: in its first steps, `lines` a step from `next` on, until `end`; into the first-level cache
+/// when they are needed `soon`.
 struct Prefetch {
   const char* next = nullptr;
   const char* end = nullptr;
   int lines = 0;
+  bool soon = false;
+
+  KVMESH_INLINE void step() {
+    for (int i = 0; i < lines && next < end; ++i, next += 64) {
+      if (soon) {
+        __builtin_prefetch(next);
+      } else {
+        __builtin_prefetch(next, 0, 2);
+      }
+    }
+  }
 };
 
 /// acc[m][v] += Σ over steps of x[m] · b, m by `stride` elements, steps of b by `row` columns.
@@ -101,7 +113,7 @@ KVMESH_INLINE void multiply(const typename Kind::Left* x, std::int64_t stride, c
                             Prefetch prefetch, Floats (&acc)[rows][vectors]) {
   std::int64_t s = 0;
   for (; s < steps && prefetch.next < prefetch.end; ++s, x += Kind::left_per_step, b += row) {
-    for (int i = 0; i < prefetch.lines; ++i, prefetch.next += 64) __builtin_prefetch(prefetch.next);
+    prefetch.step();
     Kind::template step<rows, vectors>(x, stride, b, acc);
   }
   for (; s < steps; ++s, x += Kind::left_per_step, b += row) Kind::template step<rows, vectors>(x, stride, b, acc);
