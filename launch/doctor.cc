@@ -222,6 +222,7 @@ int doctor_command(std::span<const std::string> args, ProcessGroup& group) {
   std::optional<Job> job;  // of all ranks, or none: they build it together
   if (largest(ranks, !options) == 0) noting(facts, "", [&] { job.emplace(options->mesh, group); });
   group.set_deadline(patience);  // not --comm-timeout: reading a checkpoint may take longer
+  if (job) noting(facts, "", [&] { settle_batch(*options, *job, facts, group); });
   if (job) add_job(facts, *options, *job, group);
   if (options) look_at_files(facts, *options, job ? &*job : nullptr);
   if (first && job) noting(facts, "", [&] { look_at_rows(facts, *options, *job); });

@@ -57,11 +57,11 @@ void print_summary(const GenerateStats& s, std::int64_t errors, double seconds) 
 
 int generate_command(std::span<const std::string> args, ProcessGroup& group) {
   const bool first = group.rank() == 0;
-  const std::optional<GenerateCommandOptions> parsed = parse_generate_options(args, first);
+  std::optional<GenerateCommandOptions> parsed = parse_generate_options(args, first);
   if (!parsed) return 0;
   const GenerateCommandOptions& o = *parsed;
   Job job(o.mesh, group);
-  if (!check_up(o, job, group)) return static_cast<int>(Fault::usage);
+  if (!check_up(*parsed, job, group)) return static_cast<int>(Fault::usage);
   if (o.generate.sync == Sync::logits) job.join_devices(group);
   Communicator& ranks = group.world();
   LineSource lines = open_lines(o, job, ranks);

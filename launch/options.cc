@@ -3,6 +3,7 @@
 
 #include "model/utf8.h"
 
+#include <charconv>
 #include <boost/program_options.hpp>
 
 #include <cmath>
@@ -76,18 +77,27 @@ void add_mesh_options(po::options_description& options, MeshOptions& mesh, std::
       ("comm-timeout", value(mesh.comm_timeout, "SECONDS"), "no rank waits longer for another");
 }
 
-void add_rows_options(po::options_description& options, MeshOptions& mesh, std::string& prompts, std::string& output) {
-  options.add_options()("batch-size", value(mesh.batch_size, "B"), "rows in flight on the whole mesh")  //
+void add_rows_options(po::options_description& options, std::string& prompts, std::string& output) {
+  options.add_options()  //
       ("prompts", value(prompts, "FILE"), "one JSON object a line")  //
       ("output", value(output, "FILE"), "one JSON object a line, in input order; - is standard output");
 }
 
 void check_mesh_options(const MeshOptions& mesh) {
-  check(mesh.batch_size >= 1 && mesh.batch_size <= 1 << 20, "--batch-size {}: must be 1 to {}", mesh.batch_size, 1 << 20);
+  check(mesh.batch_size == auto_batch || (mesh.batch_size >= 1 && mesh.batch_size <= 1 << 20), "--batch-size {}: must be 1 to {}", mesh.batch_size, 1 << 20);
   check(mesh.comm_timeout > 0, "--comm-timeout {}: must be positive", mesh.comm_timeout);
   check(mesh.threads >= 0 && mesh.threads <= 1024, "--threads {}: must be 0 to 1024", mesh.threads);
   choose<int>("device", mesh.device, {{"cpu", 0}, {"cuda", 0}, {"auto", 0}});
   choose<int>("dtype", mesh.dtype, {{"float32", 0}, {"bfloat16", 0}, {"auto", 0}});
+}
+
+/// A number of rows, or auto.
+std::int64_t parse_batch_size(const std::string& text) {
+  if (text == "auto") return auto_batch;
+  std::int64_t rows = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), rows);
+  check(error == std::errc() && end == text.data() + text.size() && rows >= 1 && rows <= 1 << 20, "--batch-size {}: must be 1 to {}, or auto", text, 1 << 20);
+  return rows;
 }
 
 /// D,layers,q_heads,kv_heads,vocab,seqlen, held to the rules of a config.json.
@@ -105,12 +115,13 @@ ModelConfig parse_shape(const std::string& text) {
 
 std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std::string> args, bool speak, std::string_view command) {
   GenerateCommandOptions o;
-  std::string checkpoint, prompts, output, metrics, prometheus, trace, rng = "row", sync = "tokens", pad = "power-of-two", shards = "shared";
+  std::string checkpoint, prompts, output, metrics, prometheus, trace, rng = "row", sync = "tokens", pad = "power-of-two", shards = "shared", batch_size = "32";
   std::int64_t seed = 0;
   std::optional<std::int32_t> logprobs;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
-  add_rows_options(options, o.mesh, prompts, output);
+  add_rows_options(options, prompts, output);
+  options.add_options()("batch-size", value(batch_size, "B"), "rows in flight on the whole mesh; auto: as many as fit into memory");
   options.add_options()  //
       ("prompt", po::value(&o.prompt)->value_name("TEXT"), "a prompt, instead of --prompts; repeatable")  //
       ("max-new-tokens", value(o.row.max_new_tokens, "N"), "a completion's most tokens")                                 //
@@ -142,6 +153,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   o.mesh.checkpoint = checkpoint;
   o.mesh.prompts = prompts;
   o.mesh.output = output;
+  o.mesh.batch_size = parse_batch_size(batch_size);
   check_mesh_options(o.mesh);
   check(prompts.empty() != o.prompt.empty(), "{}", prompts.empty() ? "no input: give --prompts FILE or --prompt TEXT" : "--prompts and --prompt exclude each other");
   check(o.row.max_new_tokens >= 1, "--max-new-tokens {}: must be 1 or more", o.row.max_new_tokens);
@@ -178,7 +190,8 @@ std::optional<MeshOptions> parse_score_options(std::span<const std::string> args
   std::string checkpoint, prompts, output;
   po::options_description options("Options");
   add_mesh_options(options, o, checkpoint);
-  add_rows_options(options, o, prompts, output);
+  add_rows_options(options, prompts, output);
+  options.add_options()("batch-size", value(o.batch_size, "B"), "rows in flight on the whole mesh");
   if (!parse(args, options, "kvmesh score --checkpoint DIR --prompts FILE [--output FILE | -]", speak)) return std::nullopt;
   check(!checkpoint.empty(), "--checkpoint DIR is required");
   o.checkpoint = checkpoint;

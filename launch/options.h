@@ -11,11 +11,13 @@
 
 namespace kvmesh {
 
+constexpr std::int64_t auto_batch = -1;
+
 /// Options of every command that computes on a mesh.
 struct MeshOptions {
   std::filesystem::path checkpoint, prompts, output;  ///< output: empty or "-" is standard output
   std::string device = "auto", dtype = "auto", mesh;
-  std::int64_t batch_size = 32;
+  std::int64_t batch_size = 32;  ///< auto_batch: as many rows as fit; settle_batch (job/checkup.h) finds out how many
   int threads = 0;
   double comm_timeout = 60;
   bool share_gpus = false;

@@ -70,6 +70,9 @@ class Device {
   /// Where the operations take their turn: they may return before they are done, in this order (a cudaStream_t); null: they return when they are done.
   virtual void* queue() const { return nullptr; }
 
+  /// Bytes that are free in the device's own memory; -1: it works in the host's.
+  virtual std::int64_t free_bytes() const { return -1; }
+
   /// Uninitialized memory of the device.
   virtual Tensor empty(DType dtype, Shape shape) = 0;
   /// Between host and device or within the device; returns when `source` may be changed and `target` read.

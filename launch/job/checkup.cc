@@ -4,6 +4,7 @@
 #include "comm/sharding.h"
 #include "launch/job/agree.h"
 #include "model/checkpoint.h"
+#include "model/memory.h"
 
 #include <chrono>
 #include <thread>
@@ -39,6 +40,28 @@ void add_job(Facts& facts, const GenerateCommandOptions& o, const Job& job, cons
   for (std::size_t i = 0; i < o.prompt.size(); ++i) facts.options[fmt::format("prompt ({})", i)] = Json(o.prompt[i]).dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
+void settle_batch(GenerateCommandOptions& o, const Job& job, const Facts& facts, ProcessGroup& group) {
+  constexpr std::int64_t most_rows = 1024;  // a rank; more make a step longer, not a token cheaper
+  const MemoryNeeds needs = memory_needs(job.config, job.dtype, *job.device, o.generate.sync == Sync::logits);
+  std::int64_t free = job.device->free_bytes();
+  const bool own_memory = free >= 0;
+  if (own_memory) {
+    if (o.mesh.share_gpus) free /= group.local_size();
+  } else if (facts.available >= 0) {  // the host's ranks have one copy of the weights
+    free = needs.weights + (facts.available - needs.weights) / group.local_size();
+  }
+  if (o.mesh.batch_size == auto_batch) {
+    const std::int64_t usable = free / 10 * 9, rows = std::min(largest_batch(needs, usable, group.size()) / group.size(), most_rows);
+    const std::int64_t common = -largest(group.world(), -rows);
+    o.mesh.batch_size = o.generate.batch_size = std::max<std::int64_t>(common, 1) * group.size();
+    check(free >= 0, "--batch-size auto: this host does not tell how much memory is left; give a number");
+    check_memory(needs, usable, group.size(), group.size());
+    if (group.rank() == 0) fmt::print(stderr, "kvmesh: --batch-size auto: {} rows in flight\n", o.mesh.batch_size);
+  } else if (own_memory) {
+    check_memory(needs, free, o.mesh.batch_size, group.size());
+  }
+}
+
 std::vector<Facts> gather(const Facts& facts, Communicator& ranks) {
   std::vector<Facts> all;
   for (const std::string& bytes : gather_bytes(ranks, to_bytes(facts))) all.push_back(facts_of(bytes));
@@ -57,8 +80,9 @@ bool tell(std::span<const Finding> findings, Severity from, const Facts& facts) 
   return well;
 }
 
-bool check_up(const GenerateCommandOptions& o, const Job& job, ProcessGroup& group) {
+bool check_up(GenerateCommandOptions& o, const Job& job, ProcessGroup& group) {
   Facts facts = look_around(group);
+  settle_batch(o, job, facts, group);
   add_job(facts, o, job, group);
   return tell(findings(gather(facts, group.world())), Severity::warning, facts);
 }

@@ -64,6 +64,12 @@ std::string CudaDevice::describe() const { return fmt::format("cuda ({}, sm_{}{}
 
 std::string CudaDevice::kind() const { return fmt::format("cuda/sm_{}{}", properties_.major, properties_.minor); }
 
+std::int64_t CudaDevice::free_bytes() const {
+  std::size_t free = 0, total = 0;
+  must(cudaMemGetInfo(&free, &total));
+  return static_cast<std::int64_t>(free);
+}
+
 Tensor CudaDevice::empty(DType dtype, Shape shape) {
   const std::size_t bytes = std::max<std::size_t>(static_cast<std::size_t>(shape.numel()) * size_of(dtype), 1);
   void* p = nullptr;

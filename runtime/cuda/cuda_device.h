@@ -33,6 +33,7 @@ class CudaDevice final : public Device {
   std::string kind() const override;
   Limits measure_limits(DType dtype) override;
   void* queue() const override { return stream_->handle; }
+  std::int64_t free_bytes() const override;
   Tensor empty(DType dtype, Shape shape) override;
   void copy(const Tensor& source, const Tensor& target) override;
   Tensor resident(const Tensor& host) override;

@@ -262,6 +262,30 @@ class Doctor(CommandLineTest):
         done = self.start([MPIRUN, "-np", 1, *before, *self.words("--batch-size", 130000, prompts=rows)])
         self.expect(done, 1, ["error", "130000 rows of up to 32 tokens need 1.2 GB"])
 
+    def test_the_largest_batch(self):
+        before = self.limited("memory", {"memory.limit_in_bytes": "800M"}, {"memory.max": "800M"})
+        rows = {}
+        for ranks in (1, 2):
+            done = self.start([MPIRUN, "-np", ranks, *before, *self.words("--batch-size", "auto", checkpoint=self.long)])
+            self.expect(done, 0)
+            rows[ranks] = int(re.search(r"auto: (\d+) rows", done.stderr)[1])
+        a_row = float(re.search(r"([0-9.]+) MB a row", done.stdout)[1]) * 1e6
+        self.assertGreater(rows[1] * a_row, 0.8 * 0.9 * 800 * 2**20)
+        self.assertLess(rows[1] * a_row, 0.9 * 800 * 2**20)
+        self.assertLess(rows[2], rows[1] + 1)  # the same host
+        self.assertGreater(rows[2], 0.8 * rows[1])
+        words = [MPIRUN, "-np", 1, *before, *self.words("--batch-size", rows[1], checkpoint=self.long)]
+        self.expect(self.start(words), 0)
+        words[words.index(rows[1])] = rows[1] * 3 // 2
+        self.expect(self.start(words), 0, ["warning", f"{rows[1] * 3 // 2} rows would need"])
+        longer = shutil.copytree(self.long, self.path("longer"))
+        config = json.loads((longer / "config.json").read_text())
+        (longer / "config.json").write_text(json.dumps(config | {"seqlen": 16_000_000}))
+        for command in ("doctor", "generate"):
+            done = self.start([MPIRUN, "-np", 1, *before, *self.words("--batch-size", "auto", checkpoint=longer, command=command)])
+            self.assertEqual(done.returncode, 1)
+            self.assertIn("not even one row fits", done.stderr)
+
     @unittest.skipIf(CORES < 2, "one core")
     def test_a_cgroup_with_little_time(self):
         before = self.limited("cpu", {"cpu.cfs_quota_us": "150000"}, {"cpu.max": "150000 100000"})
