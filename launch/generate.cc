@@ -44,12 +44,12 @@ void finish(Communicator& ranks, Output* output) {
   }
 }
 
-void print_summary(const GenerateStats& s, std::int64_t errors, double seconds) {
+void print_summary(const GenerateStats& s, std::int64_t errors, double seconds, const Job& job) {
   const auto rate = [](std::int64_t n, double t) { return t > 0 ? static_cast<double>(n) / t : 0.0; };
   double prefill = 0, decode = 0;  // of the rank with the most
   for (const TimeSplit& t : s.ranks) prefill = std::max(prefill, t.prefill), decode = std::max(decode, t.decode);
-  fmt::print(stderr, "kvmesh: {} rows{} in {:.2f} s; prefill {} tokens at {:.0f}/s, decode {} tokens at {:.0f}/s, all {:.0f} new tokens/s; first token after {:.0f} ms\n",
-             s.rows, errors ? fmt::format(" and {} error rows", errors) : "", seconds, s.prompt_tokens, rate(s.prompt_tokens, prefill), s.decode_tokens,
+  fmt::print(stderr, "kvmesh: {} rows{} in {:.2f} s on {} rank{} of {}; prefill {} tokens at {:.0f}/s, decode {} tokens at {:.0f}/s, all {:.0f} new tokens/s; first token after {:.0f} ms\n",
+             s.rows, errors ? fmt::format(" and {} error rows", errors) : "", seconds, s.ranks.size(), s.ranks.size() == 1 ? "" : "s", job.device->describe(), s.prompt_tokens, rate(s.prompt_tokens, prefill), s.decode_tokens,
              rate(s.decode_tokens, decode), rate(s.new_tokens, seconds), s.rows ? 1e3 * s.first_token_seconds / static_cast<double>(s.rows) : 0.0);
 }
 
@@ -107,7 +107,7 @@ int generate_command(std::span<const std::string> args, ProcessGroup& group) {
   const double looped = metrics.wall_seconds();
   if (!stats.stopped) finish(ranks, output.get());
   const std::int64_t errors = largest(ranks, rows.errors() + (output ? output->errors_before() : 0));  // rank 0's; when it speaks, all have come here
-  if (first) print_summary(stats, errors, metrics.wall_seconds());
+  if (first) print_summary(stats, errors, metrics.wall_seconds(), job);
   metrics.end(stats, errors, metrics.wall_seconds() - looped);
   if (first && stats.stopped) fmt::print(stderr, "kvmesh: stopped by a signal; the same command goes on\n");
   return stats.stopped ? exit_stopped : errors ? exit_error_rows : 0;

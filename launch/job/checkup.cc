@@ -14,7 +14,7 @@ namespace kvmesh {
 void add_job(Facts& facts, const GenerateCommandOptions& o, const Job& job, const ProcessGroup& group) {
   const ModelConfig& c = job.config;
   const auto width = static_cast<std::int64_t>(size_of(job.dtype));
-  facts.threads = threads_of(o.mesh, group);
+  facts.threads = job.threads;
   facts.device = job.device->kind();
   facts.share_gpus = o.mesh.share_gpus;
   facts.weights = static_cast<std::int64_t>(weights_bytes(c, job.dtype, *job.device));

@@ -1,6 +1,7 @@
 // Looking at a rank's surroundings.
 #include "launch/job/facts.h"
 
+#include "launch/job/cores.h"
 #include "launch/version.h"
 
 #include <ifaddrs.h>
@@ -50,15 +51,10 @@ void look_at_launcher(Facts& facts) {
   facts.slurm_tasks = number_in("SLURM_NTASKS");
 }
 
-std::vector<int> cpus_of(pid_t process) {
+int cpus_of(pid_t process) {
   cpu_set_t set;
   CPU_ZERO(&set);
-  std::vector<int> cpus;
-  if (::sched_getaffinity(process, sizeof set, &set) != 0) return cpus;
-  for (int i = 0; i < CPU_SETSIZE; ++i) {
-    if (CPU_ISSET(i, &set)) cpus.push_back(i);
-  }
-  return cpus;
+  return ::sched_getaffinity(process, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 0;
 }
 
 // Numbers behind each other in a small file; -1 for "max". Nothing where it cannot be read.
@@ -86,21 +82,17 @@ void take_smaller(auto& least, auto value) {
 }
 
 // Limits of this cgroup and of those that it lies in; version 1 has a tree for each controller, version 2 one for all.
-void look_at_cgroups(Facts& facts) {
+void look_at_memory_limits(Facts& facts) {
   std::ifstream in("/proc/self/cgroup");
   for (std::string line; std::getline(in, line);) {
     const std::size_t first = line.find(':'), second = line.find(':', first + 1);
     if (second == std::string::npos) continue;
     const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
-    const bool unified = controllers == ",,", cpu = controllers.find(",cpu,") != std::string::npos, memory = controllers.find(",memory,") != std::string::npos;
-    if (!unified && !cpu && !memory) continue;
-    if (unified || cpu) facts.cgroup += line.substr(second + 1);
-    const fs::path root = fs::path("/sys/fs/cgroup") / (unified ? "" : cpu ? "cpu" : "memory");
+    const bool unified = controllers == ",,";
+    if (!unified && controllers.find(",memory,") == std::string::npos) continue;
+    const fs::path root = fs::path("/sys/fs/cgroup") / (unified ? "" : "memory");
     for (fs::path path = line.substr(second + 1);; path = path.parent_path()) {  // in a container only the root may be there
       const fs::path folder = root / path.relative_path();
-      if (const auto quota = numbers_in(folder / "cpu.max"); quota.size() == 2 && quota[0] > 0) take_smaller(facts.quota, static_cast<double>(quota[0]) / static_cast<double>(quota[1]));
-      if (const auto quota = numbers_in(folder / "cpu.cfs_quota_us"), period = numbers_in(folder / "cpu.cfs_period_us"); !quota.empty() && quota[0] > 0 && !period.empty() && period[0] > 0)
-        take_smaller(facts.quota, static_cast<double>(quota[0]) / static_cast<double>(period[0]));
       for (const auto& [limit, usage, cache] : {std::tuple("memory.max", "memory.current", ""), std::tuple("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")}) {
         const auto most = numbers_in(folder / limit), used = numbers_in(folder / usage);
         if (most.empty() || most[0] < 0 || used.empty()) continue;
@@ -191,12 +183,15 @@ Facts look_around(ProcessGroup& group) {
   facts.version = version_text();
   facts.build = build_text();
   facts.mpi = mpi_version();
-  facts.cpus = cpus_of(0);
-  facts.launcher_cpus = static_cast<int>(cpus_of(::getppid()).size());
+  const Cores own = own_cores();
+  facts.cpus = own.cpus;
+  facts.cgroup = own.cgroup;
+  facts.quota = own.quota;
+  facts.launcher_cpus = cpus_of(::getppid());
   take_smaller(facts.launcher_cpus, number_in("SLURM_CPUS_ON_NODE"));
   const std::int64_t kilobytes = value_in("/proc/meminfo", "MemAvailable:");
   if (kilobytes >= 0) facts.available = kilobytes * 1024;
-  look_at_cgroups(facts);
+  look_at_memory_limits(facts);
   look_at_limits(facts);
   look_at_network(facts);
   look_at_nccl(facts);

@@ -3,22 +3,18 @@
 
 #include "comm/nccl.h"
 #include "comm/sharding.h"
+#include "launch/job/cores.h"
 #include "model/checkpoint.h"
-#include "runtime/cpu/thread_pool.h"
-
-#include <algorithm>
 
 namespace kvmesh {
 
-int threads_of(const MeshOptions& options, const ProcessGroup& group) {
-  return options.threads > 0 ? options.threads : std::max(1, cpu::available_cpus() / group.local_size());
-}
-
 Job::Job(const MeshOptions& options, const std::optional<ModelConfig>& shape, ProcessGroup& group) {
   group.set_deadline(std::chrono::duration<double>(options.comm_timeout));
+  threads = fair_threads(group);
+  if (options.threads > 0) threads = options.threads;
   ShardingRules().check_runnable(Mesh::parse(options.mesh, group.size()));
   if (options.device != "cpu") gpu_ = choose_gpu(group, options.share_gpus);
-  device = make_device(options.device, {.threads = threads_of(options, group), .gpu = gpu_.index});
+  device = make_device(options.device, {.threads = threads, .gpu = gpu_.index});
   config = shape ? *shape : read_config(options.checkpoint / "config.json");
   dtype = options.dtype == "auto" ? config.dtype : options.dtype == "float32" ? DType::f32 : DType::bf16;
   if (!shape) tokenizer = load_tokenizer(options.checkpoint, config);

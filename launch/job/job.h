@@ -12,15 +12,13 @@
 
 namespace kvmesh {
 
-/// CPU threads of this rank: --threads, else its share of the cores that the host's ranks may use, at least one.
-int threads_of(const MeshOptions& options, const ProcessGroup& group);
-
 struct Job {
   /// Collective. The group's deadline becomes --comm-timeout.
   Job(const MeshOptions& options, ProcessGroup& group) : Job(options, std::nullopt, group) {}
   /// `shape` instead of a checkpoint, if given.
   Job(const MeshOptions& options, const std::optional<ModelConfig>& shape, ProcessGroup& group);
 
+  int threads;  ///< of this rank on the CPU: --threads, else fair_threads (cores.h)
   std::unique_ptr<Device> device;
   std::unique_ptr<Communicator> device_ranks;  ///< join_devices'
   ModelConfig config;

@@ -290,6 +290,9 @@ class Doctor(CommandLineTest):
     def test_a_cgroup_with_little_time(self):
         before = self.limited("cpu", {"cpu.cfs_quota_us": "150000"}, {"cpu.max": "150000 100000"})
         self.expect(self.start([MPIRUN, "-np", 2, *before, *self.words()]), 0, ["warning", "all ranks", "2 threads on 1.5 cores", "quota"], ignore="")
+        done = self.start([MPIRUN, "-np", 1, *before, *self.words(threads=None)])
+        self.expect(done, 0, ignore="")
+        self.assertIn(" 1 thread on", done.stdout)
 
 
 if __name__ == "__main__":
