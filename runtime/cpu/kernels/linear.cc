@@ -197,7 +197,7 @@ void pack(const void* source, bool source_bf16, bool bf16, std::int64_t k, std::
 }
 
 std::int64_t block_rows(bool bf16, std::int64_t k) {
-  constexpr std::int64_t most = 256, least = 64, bytes = 768 << 10;
+  constexpr std::int64_t most = 512, least = 64, bytes = 768 << 10;
   if (!bf16 || !by_tiles) return most / max_rows * max_rows;
   const std::int64_t fitting = bytes / (steps_of(true, k) * 4) / 32 * 32;
   return fitting < least ? least : fitting < most ? fitting : most;
