@@ -1,8 +1,10 @@
 // kvmesh bench: how fast prefill and decode are, beside what the device can do at most, measured in the same run (contract, section 7).
 #include "launch/commands.h"
+#include "launch/bench_parts.h"
 #include "launch/job/agree.h"
 #include "launch/job/job.h"
 #include "launch/job/rows.h"
+#include "comm/sharding.h"
 #include "launch/version.h"
 #include "model/generate.h"
 
@@ -18,12 +20,6 @@ namespace kvmesh {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const std::size_t n = values.size();
-  return n == 0 ? 0 : (values[(n - 1) / 2] + values[n / 2]) / 2;
-}
 
 /// What one run over the whole mesh took: the step that prefills, and each step that decodes, with sampling and synchronizing.
 struct Times {
@@ -104,9 +100,12 @@ int bench_command(std::span<const std::string> args, ProcessGroup& group) {
   Communicator& ranks = group.world();
   Job job(o.mesh, o.shape, group);
   check(o.prompt_len + o.new_tokens <= job.config.seqlen, "--prompt-len {} and --new-tokens {} do not fit a context of {}", o.prompt_len, o.new_tokens, job.config.seqlen);
+  ranks.barrier();
+  const auto loading = Clock::now();
   const Gpt& gpt = o.shape ? job.randomize(group) : job.load(o.mesh.checkpoint, group);
 
   ranks.barrier();
+  const double load_seconds = std::chrono::duration<double>(Clock::now() - loading).count();
   const Limits before = job.device->measure_limits(job.dtype);
   run_once(gpt, ranks, o);  // touches memory and wakes threads up
   std::vector<double> prefill, steps;
@@ -122,14 +121,14 @@ int bench_command(std::span<const std::string> args, ProcessGroup& group) {
 
   const Work work = work_of(job.config, job.dtype, o, group.size());
   const auto batch = static_cast<double>(o.mesh.batch_size);
-  const double prefill_s = median(prefill), step_s = median(steps);
+  const double prefill_s = median_of(prefill), step_s = median_of(steps);
   const auto over = [](double a, double b) { return b > 0 ? a / b : 0.0; };
   const double flops = work.prefill_flops / prefill_s, bytes = over(work.decode_bytes, step_s);
   ModelConfig model = job.config;
   model.dtype = job.dtype;
   Json out = {
-      {"prefill", {{"tokens_per_s", batch * static_cast<double>(o.prompt_len) / prefill_s}, {"flops_per_s", flops}, {"peak_fraction", flops / limits.flops_per_s}}},
-      {"decode", {{"tokens_per_s", over(batch, step_s)}, {"bytes_per_s", bytes}, {"bandwidth_fraction", bytes / limits.bytes_per_s}, {"ms_per_step", 1e3 * step_s}}},
+      {"prefill", {{"tokens_per_s", batch * static_cast<double>(o.prompt_len) / prefill_s}, {"flops_per_s", flops}, {"peak_fraction", flops / limits.flops_per_s}, {"seconds", spread_of(prefill)}}},
+      {"decode", {{"tokens_per_s", over(batch, step_s)}, {"bytes_per_s", bytes}, {"bandwidth_fraction", bytes / limits.bytes_per_s}, {"ms_per_step", 1e3 * step_s}, {"seconds", spread_of(steps)}}},
       {"limits", {{"flops_per_s", limits.flops_per_s}, {"bytes_per_s", limits.bytes_per_s}}},
       {"ranks", group.size()},
       {"device", job.device->describe()},
@@ -140,10 +139,27 @@ int bench_command(std::span<const std::string> args, ProcessGroup& group) {
       {"repeat", o.repeat},
       {"model", Json::parse(to_json(model))},
       {"kvmesh", version_text()}};
+  const std::int64_t rows = split(o.mesh.batch_size, group.size(), 0).size();  // of rank 0, which speaks
+  if (o.load) {
+    std::error_code error;
+    double file_bytes = 0;
+    for (const auto& entry : std::filesystem::directory_iterator(o.mesh.checkpoint, error)) {
+      if (entry.path().extension() == ".safetensors") file_bytes += static_cast<double>(entry.file_size());
+    }
+    out["load"] = {{"seconds", load_seconds}, {"bytes", file_bytes}, {"bytes_per_s", file_bytes / load_seconds}};
+  }
+  if (o.ops) out["ops"] = bench_operations(gpt, before, o, std::max<std::int64_t>(rows, 1));
+  if (o.sampler) out["sampler"] = bench_sampler(gpt, std::max<std::int64_t>(rows, 1), step_s);
+  ranks.barrier();
+  if (o.collectives) out["collectives"] = bench_collectives(ranks);
   on_first_rank(ranks, [&] {
     fmt::print("prefill {:.0f} tokens/s, {:.1f} GFLOP/s, {:.0f} % of {:.0f}\ndecode  {:.1f} tokens/s, {:.2f} ms a step, {:.1f} GB/s, {:.0f} % of {:.1f}\n",
                batch * static_cast<double>(o.prompt_len) / prefill_s, flops / 1e9, 100 * flops / limits.flops_per_s, limits.flops_per_s / 1e9, over(batch, step_s),
                1e3 * step_s, bytes / 1e9, 100 * bytes / limits.bytes_per_s, limits.bytes_per_s / 1e9);
+    if (o.load) fmt::print("load    {:.2f} s, {:.2f} GB/s of the checkpoint's files\n", load_seconds, out["load"]["bytes_per_s"].get<double>() / 1e9);
+    if (o.ops) print_operations(out["ops"]);
+    if (o.sampler) print_sampler(out["sampler"]);
+    if (o.collectives) print_collectives(out["collectives"]);
     if (o.json.empty()) return;
     std::ofstream file(o.json);
     file << out.dump(2) << '\n';

@@ -229,7 +229,7 @@ std::optional<VerifyOptions> parse_verify_options(std::span<const std::string> a
 std::optional<BenchOptions> parse_bench_options(std::span<const std::string> args, bool speak) {
   BenchOptions o;
   o.mesh.batch_size = 1;
-  std::string checkpoint, shape, json;
+  std::string checkpoint, shape, json, parts;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
   options.add_options()  //
@@ -238,11 +238,22 @@ std::optional<BenchOptions> parse_bench_options(std::span<const std::string> arg
       ("prompt-len", value(o.prompt_len, "P"), "tokens of each prompt")                                                 //
       ("new-tokens", value(o.new_tokens, "N"), "new tokens of each row")                                                //
       ("repeat", value(o.repeat, "R"), "how often; medians are reported")                                               //
+      ("parts", value(parts, "PART,…"), "what to measure besides prefill and decode: ops, sampler, load, collectives, or all")  //
       ("json", value(json, "FILE"), "where the figures are written");
   if (!parse(args, options, "kvmesh bench (--checkpoint DIR | --shape …) [--json FILE]", speak)) return std::nullopt;
   check(checkpoint.empty() != shape.empty(), "give either --checkpoint DIR or --shape D,layers,q_heads,kv_heads,vocab,seqlen");
   check(o.prompt_len >= 1, "--prompt-len {}: must be 1 or more", o.prompt_len);
   check(o.new_tokens >= 2, "--new-tokens {}: must be 2 or more, for the first comes from prefill", o.new_tokens);
+  std::istringstream words(parts);
+  for (std::string word; std::getline(words, word, ',');) {
+    if (word == "all") {
+      o.ops = o.sampler = o.collectives = true;
+      o.load = !checkpoint.empty();
+      continue;
+    }
+    *choose<bool*>("parts", word, {{"ops", &o.ops}, {"sampler", &o.sampler}, {"load", &o.load}, {"collectives", &o.collectives}, {"all", nullptr}}) = true;
+  }
+  check(!o.load || !checkpoint.empty(), "--parts load: needs a --checkpoint to load");
   check(o.repeat >= 1, "--repeat {}: must be 1 or more", o.repeat);
   o.mesh.checkpoint = checkpoint;
   o.json = json;
