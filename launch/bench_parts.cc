@@ -38,13 +38,13 @@ std::vector<double> measure(Device& device, double budget, const std::function<v
   return seconds;
 }
 
-/// Random numbers in [-1, 1) of a device's tensor.
-Tensor noise(Device& device, DType dtype, Shape shape) {
+/// Random numbers in [-scale, scale) in a device's tensor.
+Tensor noise(Device& device, DType dtype, Shape shape, float scale = 1) {
   const Tensor host = host_tensor(dtype, shape), tensor = device.empty(dtype, shape);
   std::uint32_t state = 1;
   for (std::int64_t i = 0; i < host.numel(); ++i) {
     state = state * 1664525u + 1013904223u;
-    const float value = static_cast<float>(static_cast<std::int32_t>(state)) * 0x1p-31f;
+    const float value = static_cast<float>(static_cast<std::int32_t>(state)) * 0x1p-31f * scale;
     if (dtype == DType::f32) {
       host.data<float>()[i] = value;
     } else {
@@ -156,7 +156,7 @@ Json bench_operations(const Gpt& gpt, const Limits& limits, const BenchOptions& 
 Json bench_sampler(const Gpt& gpt, std::int64_t rows, double step_seconds) {
   Device& device = gpt.device();
   const std::int64_t v = gpt.config().vocab_size, best = std::min<std::int64_t>(5, v);
-  const Tensor logits = noise(device, DType::f32, {rows, v}), tokens = device.empty(DType::i32, {rows}), log_probs = device.empty(DType::f32, {rows, 1 + best}),
+  const Tensor logits = noise(device, DType::f32, {rows, v}, 8), tokens = device.empty(DType::i32, {rows}), log_probs = device.empty(DType::f32, {rows, 1 + best}),
                top_ids = device.empty(DType::i32, {rows, best});
   struct Way {
     const char* name;

@@ -117,19 +117,25 @@ Best draw(const float* x, const std::int32_t* ids, std::int64_t n, std::int32_t 
   Floats best = Floats{} - inf;
   Ints best_id = Ints{} + (ids ? ids[0] : first_id);
   float room[step], s[step], v[step];
-  std::int32_t id[step];
+  std::int32_t id[step], bits[step];
   for (std::int64_t i = 0; i < n; i += step) {
     const float* b = whole_block(x + i, n - i, room);
     Floats m = Floats{} - inf;
     for (int j = 0; j < step; ++j) s[j] = clean(b[j]) / temperature;
     raise(s, m);
-    if (across(m) + gumbel_bound < floor) continue;
+    const float top = across(m);
+    if (top + gumbel_bound < floor) continue;
     for (int j = 0; j < step; ++j) id[j] = ids ? ids[i + j < n ? i + j : n - 1] : static_cast<std::int32_t>(first_id + i + j);
     for (int j = 0; j < step; ++j) {
       const std::uint32_t lo = base_lo + static_cast<std::uint32_t>(id[j]), hi = base_hi + (lo < base_lo ? 1u : 0u);
       const NoiseKey y = threefry2x32(key, hi, lo);
-      v[j] = s[j] + gumbel_from_bits(y.hi ^ y.lo);
+      bits[j] = static_cast<std::int32_t>((y.hi ^ y.lo) >> 1);  // of which the noise takes the upper 23
     }
+    // Logarithms only where the block's largest logit with its largest noise could win; a margin for their rounding.
+    std::int32_t most = 0;
+    for (int j = 0; j < step; ++j) most = bits[j] > most ? bits[j] : most;
+    if (top + gumbel_from_bits(static_cast<std::uint32_t>(most) << 1) + 0x1p-16f < floor) continue;
+    for (int j = 0; j < step; ++j) v[j] = s[j] + gumbel_from_bits(static_cast<std::uint32_t>(bits[j]) << 1);
     for (int part = 0; part < step / lanes; ++part) {
       Floats value;
       Ints index;
@@ -138,6 +144,8 @@ Best draw(const float* x, const std::int32_t* ids, std::int64_t n, std::int32_t 
       best_id = value > best ? index : best_id;
       best = value > best ? value : best;
     }
+    const float so_far = across(best);
+    floor = so_far > floor ? so_far : floor;
   }
   Best result{best[0], best_id[0]};
   for (int j = 1; j < lanes; ++j) {
