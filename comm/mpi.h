@@ -9,7 +9,18 @@
 
 namespace kvmesh {
 
-enum class Ranks { all, of_this_host };
+/// Which ranks a communicator is between: all, those of a host, or, for 0 < `first`, the first so many (and the others, in another one).
+struct Ranks {
+  enum Which { all, of_this_host } which = all;
+  int first = 0;
+
+  Ranks(Which w) : which(w) {}
+  static Ranks first_of_all(int n) {
+    Ranks ranks(all);
+    ranks.first = n;
+    return ranks;
+  }
+};
 
 /// Between MPI_Init and MPI_Finalize; collective over all ranks of the job, as MPI builds a communicator of its own for it. Tensors
 /// lie in host memory and travel as bytes: all hosts have the same byte order. What is larger than `piece` bytes (1 … 2³¹ - 1) goes

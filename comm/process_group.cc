@@ -81,6 +81,12 @@ std::chrono::steady_clock::time_point ProcessGroup::began() const { return impl_
 Communicator& ProcessGroup::world() { return *impl_->world; }
 Communicator& ProcessGroup::host() { return *impl_->host; }
 
+std::unique_ptr<Communicator> ProcessGroup::first(int n) {
+  check(0 < n && n <= size(), "the first {} of {} ranks", n, size());
+  if (size() == 1) return make_self_communicator();
+  return make_mpi_communicator(Ranks::first_of_all(n), impl_->deadline);
+}
+
 void ProcessGroup::set_deadline(std::chrono::duration<double> deadline) {
   check(deadline.count() > 0, "the deadline for other ranks is {} s, it must be positive", deadline.count());
   impl_->deadline->seconds = deadline;

@@ -35,6 +35,8 @@ class ProcessGroup {
 
   Communicator& world();  ///< all ranks, host memory
   Communicator& host();   ///< the ranks of this host, host memory
+  /// A communicator between the first n ranks, host memory, and one between the others. Collective over all; it must not outlive the group.
+  std::unique_ptr<Communicator> first(int n);
 
   /// Whether every rank comes to this call within `patience`; for ranks that have failed, to find out whether all have. Asked once.
   bool all_arrive(std::chrono::duration<double> patience);

@@ -106,7 +106,7 @@ Json operations_of(const Gpt& gpt, const Limits& limits, const char* phase, std:
   double pass_seconds = 0;
   for (const Operation& o : operations) {
     std::size_t layer = 0;  // every call another layer's weights, as in a pass
-    const Json seconds = spread_of(measure(device, 0.15, [&] { o.call(layer++ % blocks.size()); }));
+    const Json seconds = spread_of(measure(device, 0.1, [&] { o.call(layer++ % blocks.size()); }));
     const double s = seconds["median"];
     pass_seconds += o.calls * s;
     out.push_back({{"phase", phase}, {"name", o.name}, {"rows", o.calls == 1 && o.flops > 0 ? wanted : t}, {"calls", o.calls}, {"seconds", seconds}, {"flops_per_s", o.flops / s}, {"bytes_per_s", o.bytes / s},

@@ -32,6 +32,7 @@ constexpr const char* usage =
     "  tokenize   text to token ids and back\n"
     "  inspect    what is in a checkpoint folder\n"
     "  bench      how fast prefill and decode are, beside what the machine can do\n"
+    "  scale      runs on 1 to all ranks, and a report on how that scales\n"
     "  --version  what was compiled in\n";
 
 // Runs `body`; what it throws, as an Error.
@@ -121,6 +122,7 @@ int main(int argc, char** argv) {
   if (command == "doctor") return run_on_mesh(doctor_command, args, argc, argv);
   if (command == "verify") return run_on_mesh(verify_command, args, argc, argv);
   if (command == "bench") return run_on_mesh(bench_command, args, argc, argv);
+  if (command == "scale") return run_on_mesh(scale_command, args, argc, argv);
   if (command == "tokenize") return run_alone([&] { return tokenize_command(args); });
   if (command == "progress") return run_alone([&] { return progress_command(args); });
   if (command == "inspect") return run_alone([&] { return inspect_command(args); });

@@ -3,6 +3,7 @@
 
 #include "model/utf8.h"
 
+#include <algorithm>
 #include <charconv>
 #include <boost/program_options.hpp>
 
@@ -257,6 +258,50 @@ std::optional<BenchOptions> parse_bench_options(std::span<const std::string> arg
   check(o.repeat >= 1, "--repeat {}: must be 1 or more", o.repeat);
   o.mesh.checkpoint = checkpoint;
   o.json = json;
+  if (!shape.empty()) o.shape = parse_shape(shape);
+  check_mesh_options(o.mesh);
+  return o;
+}
+
+std::optional<ScaleOptions> parse_scale_options(std::span<const std::string> args, bool speak, int most) {
+  ScaleOptions o;
+  o.mesh.comm_timeout = 3600;  // ranks that sit out a run wait for its end
+  std::string checkpoint, shape, ranks, report;
+  po::options_description options("Options");
+  add_mesh_options(options, o.mesh, checkpoint);
+  options.add_options()  //
+      ("shape", value(shape, "D,layers,q_heads,kv_heads,vocab,seqlen"), "random weights of this shape instead of a checkpoint")  //
+      ("ranks", value(ranks, "N,…"), "rank counts, each of the job's first N ranks; default: 1, 2, 4, … and all")        //
+      ("batch", value(o.mesh.batch_size, "B"), "rows of the strong runs, on all their ranks together")                       //
+      ("rows-per-rank", value(o.rows_per_rank, "B"), "rows of the weak runs, on each rank; default: the strong runs' share of one of all ranks")  //
+      ("prompt-len", value(o.prompt_len, "P"), "tokens of each prompt")                                                       //
+      ("new-tokens", value(o.new_tokens, "N"), "new tokens of each row")                                                      //
+      ("repeat", value(o.repeat, "R"), "runs of each kind, in shuffled order")                                               //
+      ("report", value(report, "DIR"), "where report.md, report.json and the plots are written");
+  if (!parse(args, options, "kvmesh scale (--checkpoint DIR | --shape …) --report DIR", speak)) return std::nullopt;
+  check(checkpoint.empty() != shape.empty(), "give either --checkpoint DIR or --shape D,layers,q_heads,kv_heads,vocab,seqlen");
+  check(!report.empty(), "--report DIR is required");
+  check(o.prompt_len >= 1, "--prompt-len {}: must be 1 or more", o.prompt_len);
+  check(o.new_tokens >= 2, "--new-tokens {}: must be 2 or more, for the first comes from prefill", o.new_tokens);
+  check(o.repeat >= 1, "--repeat {}: must be 1 or more", o.repeat);
+  std::istringstream words(ranks);
+  for (std::string word; std::getline(words, word, ',');) {
+    int n = 0;
+    const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), n);
+    check(error == std::errc() && end == word.data() + word.size() && n >= 1, "--ranks {}: not numbers with commas between them", ranks);
+    check(n <= most, "--ranks {}: this job has {} rank{}", ranks, most, most == 1 ? "" : "s");
+    o.ranks.push_back(n);
+  }
+  for (int n = 1; ranks.empty() && n < most; n *= 2) o.ranks.push_back(n);
+  if (ranks.empty()) o.ranks.push_back(most);
+  o.ranks.push_back(1);  // everything is compared with one rank
+  std::sort(o.ranks.begin(), o.ranks.end());
+  o.ranks.erase(std::unique(o.ranks.begin(), o.ranks.end()), o.ranks.end());
+  check(o.mesh.batch_size >= o.ranks.back(), "--batch {}: fewer rows than the {} ranks of --ranks", o.mesh.batch_size, o.ranks.back());
+  if (o.rows_per_rank == 0) o.rows_per_rank = o.mesh.batch_size / o.ranks.back();
+  check(o.rows_per_rank >= 1, "--rows-per-rank {}: must be 1 or more", o.rows_per_rank);
+  o.mesh.checkpoint = checkpoint;
+  o.report = report;
   if (!shape.empty()) o.shape = parse_shape(shape);
   check_mesh_options(o.mesh);
   return o;

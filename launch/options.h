@@ -69,6 +69,16 @@ struct BenchOptions {
 };
 std::optional<BenchOptions> parse_bench_options(std::span<const std::string> args, bool speak);
 
+struct ScaleOptions {
+  MeshOptions mesh;  ///< batch_size: all rows of the strong runs
+  std::optional<ModelConfig> shape;
+  std::vector<int> ranks;         ///< ascending, the first is 1
+  std::int64_t rows_per_rank = 0; ///< of the weak runs
+  std::int64_t prompt_len = 64, new_tokens = 64, repeat = 5;
+  std::filesystem::path report;   ///< the folder
+};
+std::optional<ScaleOptions> parse_scale_options(std::span<const std::string> args, bool speak, int ranks);
+
 struct TokenizeOptions {
   std::filesystem::path tokenizer;
   bool decode = false;
