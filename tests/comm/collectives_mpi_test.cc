@@ -289,5 +289,20 @@ TEST(ProcessGroup, KnowsItsRanksAndHost) {
   EXPECT_EQ(group->local_rank(), on_host ? std::atoi(on_host) : 0);
 }
 
+TEST(ProcessGroup, TheFirstRanksAmongThemselves) {
+  for (int n = 1; n <= group->size(); ++n) {
+    const std::unique_ptr<Communicator> some = group->first(n);
+    const bool in = group->rank() < n;
+    ASSERT_EQ(some->size(), in ? n : group->size() - n);
+    ASSERT_EQ(some->rank(), in ? group->rank() : group->rank() - n);
+    const Tensor own = host_tensor(DType::i32, {1}), all = host_tensor(DType::i32, {some->size(), 1});
+    own.data<std::int32_t>()[0] = group->rank();
+    some->all_gather(own, all);
+    for (int r = 0; r < some->size(); ++r) EXPECT_EQ(all.data<std::int32_t>()[r], in ? r : n + r);
+  }
+  EXPECT_THROW(group->first(0), Error);
+  EXPECT_THROW(group->first(group->size() + 1), Error);
+}
+
 }  // namespace
 }  // namespace kvmesh
