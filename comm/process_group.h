@@ -52,12 +52,19 @@ class ProcessGroup {
 /// MPI's own name and version, e.g. "Open MPI v4.1.4".
 std::string mpi_version();
 
-/// Memory that the ranks of one host share: u8 [bytes], page-aligned, the same pages for all of them. `fill` writes all of it, on
-/// the host's first rank only and on a thread of its own (it must not communicate); the others wait for it, as long as that rank's
-/// process lives (collective over group.world(), as several hosts may take unequally long; `bytes` alike on all). Afterwards it is
-/// read-only for all. Lives until the last rank lets go of it; nothing stays behind, however the job ends (an unnamed memory file).
-/// When `fill` throws, every rank of that host throws. Where a rank cannot open the first rank's memory file (containers that hide
-/// each other's /proc), all but the first get a copy of their own.
-Tensor share_on_host(ProcessGroup& group, std::int64_t bytes, const std::function<void(void*)>& fill);
+/// Memory that the ranks of one host share: u8 [bytes], page-aligned, the same pages for all of them. `fill` writes part `part` of
+/// `parts`, each rank of the host another, on a thread of its own (it must not communicate), and all wait for all parts, as long as
+/// those ranks' processes live (collective over group.world(), as several hosts may take unequally long; `bytes` alike on all). Afterwards
+/// it is read-only for all. Lives until the last rank lets go of it; nothing stays behind, however the job ends (an unnamed memory file).
+/// When `fill` throws, every rank of that host throws the first such rank's error. Where a rank cannot open the first rank's memory file
+/// (containers that hide each other's /proc), the first rank writes one part of one, and the others get a copy of their own.
+Tensor share_on_host(ProcessGroup& group, std::int64_t bytes, const std::function<void(void* memory, int part, int parts)>& fill);
+
+/// The file's first `bytes`, mapped shared at an address where huge pages fit; null: errno says why not.
+std::shared_ptr<void> map_file(int fd, std::int64_t bytes, int protection);
+
+/// Runs work(part) on the host's ranks part = 0 … parts - 1, on a thread of its own (it must not communicate), and waits for all as
+/// share_on_host does. Every rank of the host throws the first error. Collective over group.world().
+void work_on_host(ProcessGroup& group, int parts, const std::function<void(int part)>& work);
 
 }  // namespace kvmesh

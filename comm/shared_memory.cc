@@ -1,4 +1,5 @@
-// Memory that the ranks of one host share: a sealed, unnamed memory file of the host's first rank that the others open through /proc.
+// Memory that the ranks of one host share: a sealed, unnamed memory file of the host's first rank that the others open through /proc; all write
+// parts of it before it is sealed.
 #include "comm/process_group.h"
 
 #include <fcntl.h>
@@ -28,69 +29,75 @@ struct File {
   File& operator=(const File&) = delete;
 };
 
-/// What the first rank tells the others; one broadcast.
-struct Notice {
-  std::int64_t done = 0;  // else it failed
-  std::int64_t fault = static_cast<std::int64_t>(Fault::rank);
+/// Where the first rank's file is; one broadcast.
+struct Place {
   std::int64_t pid = 0, fd = -1, device = 0, inode = 0;
-  char message[976] = "";
 };
 
-Tensor bytes_of(Notice& notice) { return {nullptr, &notice, DType::u8, {sizeof notice}}; }
+/// How a rank's part went; one broadcast where it failed.
+struct Outcome {
+  std::int64_t done = 0;  // else it failed
+  std::int64_t fault = static_cast<std::int64_t>(Fault::rank);
+  char message[1008] = "";
+};
+
+template <typename Message>
+Tensor bytes_of(Message& message) {
+  return {nullptr, &message, DType::u8, {sizeof message}};
+}
+
+std::int64_t least(Communicator& ranks, std::int64_t value) {
+  const Tensor t(nullptr, &value, DType::i64, {1});
+  ranks.all_reduce(t, Reduce::min);
+  return value;
+}
 
 [[noreturn]] void fail_with_errno(const char* what, std::int64_t bytes) {
   fail(Fault::rank, "shared memory of {} bytes: {}: {}", bytes, what, std::strerror(errno));
 }
 
-/// Read-only pages of the file.
-Tensor map(int fd, std::int64_t bytes) {
-  const auto length = static_cast<std::size_t>(std::max<std::int64_t>(bytes, 1));
-  void* p = mmap(nullptr, length, PROT_READ, MAP_SHARED, fd, 0);
-  if (p == MAP_FAILED) fail_with_errno("mmap", bytes);
-  madvise(p, length, MADV_HUGEPAGE);
-  return {std::shared_ptr<void>(p, [length](void* q) { munmap(q, length); }), p, DType::u8, {bytes}};
+/// Pages of the file.
+Tensor map(int fd, std::int64_t bytes, int protection) {
+  std::shared_ptr<void> mapped = map_file(fd, bytes, protection);
+  if (!mapped) fail_with_errno("mmap", bytes);
+  void* const p = mapped.get();
+  return {std::move(mapped), p, DType::u8, {bytes}};
 }
 
-/// The first rank's part: the file, filled and sealed.
-void fill_file(int fd, std::int64_t bytes, const std::function<void(void*)>& fill) {
-  const auto length = static_cast<std::size_t>(std::max<std::int64_t>(bytes, 1));
-  if (ftruncate(fd, static_cast<off_t>(length)) != 0) fail_with_errno("ftruncate", bytes);
-  void* p = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  if (p == MAP_FAILED) fail_with_errno("mmap", bytes);
-  madvise(p, length, MADV_HUGEPAGE);
-  {
-    const std::shared_ptr<void> writable(p, [length](void* q) { munmap(q, length); });
-    fill(p);
-  }
-  if (fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) fail_with_errno("sealing", bytes);
+using Fill = std::function<void(void* memory, int part, int parts)>;
+
+void fill_part(int fd, std::int64_t bytes, int part, int parts, const Fill& fill) {
+  const Tensor writable = map(fd, bytes, PROT_READ | PROT_WRITE);
+  fill(writable.raw(), part, parts);
 }
 
-/// Waits until every host's first rank is ready, which gives signs of life meanwhile. Collective over all ranks of the job.
-void wait_for_all(Communicator& world, std::future<void>* filled) {
+/// Waits until every rank's part is ready, which gives signs of life meanwhile. Collective over all ranks of the job.
+void wait_for_all(Communicator& world, std::future<void>* work) {
   const Tensor all_ready = host_tensor(DType::i32, {1});
   do {
-    all_ready.data<std::int32_t>()[0] = !filled || filled->wait_for(sign_of_life) == std::future_status::ready;
+    all_ready.data<std::int32_t>()[0] = !work || work->wait_for(sign_of_life) == std::future_status::ready;
     world.all_reduce(all_ready, Reduce::min);
   } while (!all_ready.data<std::int32_t>()[0]);
 }
 
-/// How the first rank's part went.
-void conclude(std::future<void>& filled, Notice& notice) {
+Outcome outcome_of(std::future<void>& work) {
+  Outcome outcome;
   try {
-    filled.get();
-    notice.done = 1;
+    work.get();
+    outcome.done = 1;
   } catch (const std::exception& e) {
-    if (const auto* error = dynamic_cast<const Error*>(&e)) notice.fault = static_cast<std::int64_t>(error->fault());
-    std::strncpy(notice.message, e.what(), sizeof notice.message - 1);
+    if (const auto* error = dynamic_cast<const Error*>(&e)) outcome.fault = static_cast<std::int64_t>(error->fault());
+    std::strncpy(outcome.message, e.what(), sizeof outcome.message - 1);
   }
+  return outcome;
 }
 
-/// The file that the notice names, or fd = -1. Another container's process of the same number has another file.
-int open_file(const Notice& notice) {
-  const int fd = open(fmt::format("/proc/{}/fd/{}", notice.pid, notice.fd).c_str(), O_RDONLY | O_CLOEXEC);
+/// The file at the place, or fd = -1. Another container's process of the same number has another file.
+int open_file(const Place& place) {
+  const int fd = open(fmt::format("/proc/{}/fd/{}", place.pid, place.fd).c_str(), O_RDWR | O_CLOEXEC);
   struct stat found = {};
   if (fd < 0) return -1;
-  if (fstat(fd, &found) == 0 && static_cast<std::int64_t>(found.st_dev) == notice.device && static_cast<std::int64_t>(found.st_ino) == notice.inode) {
+  if (fstat(fd, &found) == 0 && static_cast<std::int64_t>(found.st_dev) == place.device && static_cast<std::int64_t>(found.st_ino) == place.inode) {
     return fd;
   }
   close(fd);
@@ -99,34 +106,53 @@ int open_file(const Notice& notice) {
 
 }  // namespace
 
-Tensor share_on_host(ProcessGroup& group, std::int64_t bytes, const std::function<void(void*)>& fill) {
+std::shared_ptr<void> map_file(int fd, std::int64_t bytes, int protection) {
+  constexpr std::size_t huge = std::size_t{1} << 21;
+  const auto length = static_cast<std::size_t>(std::max<std::int64_t>(bytes, 1));
+  void* const room = mmap(nullptr, length + huge, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (room == MAP_FAILED) return nullptr;
+  std::shared_ptr<void> freed(room, [length](void* q) { munmap(q, length + huge); });
+  void* const aligned = reinterpret_cast<void*>((reinterpret_cast<std::uintptr_t>(room) + huge - 1) / huge * huge);
+  if (mmap(aligned, length, protection, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) return nullptr;
+  madvise(aligned, length, MADV_HUGEPAGE);
+  return {std::move(freed), aligned};
+}
+
+void work_on_host(ProcessGroup& group, int parts, const std::function<void(int part)>& work) {
+  Communicator& host = group.host();
+  std::future<void> done;
+  if (host.rank() < parts) done = std::async(std::launch::async, [&] { work(host.rank()); });
+  wait_for_all(group.world(), done.valid() ? &done : nullptr);
+  Outcome outcome{.done = 1};
+  if (done.valid()) outcome = outcome_of(done);
+  const std::int64_t failed = least(host, outcome.done ? host.size() : host.rank());
+  if (failed == host.size()) return;
+  host.broadcast(bytes_of(outcome), static_cast<int>(failed));
+  throw Error(static_cast<Fault>(outcome.fault), outcome.message);
+}
+
+Tensor share_on_host(ProcessGroup& group, std::int64_t bytes, const Fill& fill) {
   check(bytes >= 0, "shared memory cannot have {} bytes", bytes);
   Communicator& host = group.host();
-  Notice notice;
+  Place place;
   File file(-1);
   if (host.rank() == 0) {
     file.fd = memfd_create("kvmesh", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     struct stat self = {};
     if (file.fd < 0 || fstat(file.fd, &self) != 0) fail_with_errno("memfd_create", bytes);
-    notice.pid = getpid();
-    notice.fd = file.fd;
-    notice.device = static_cast<std::int64_t>(self.st_dev);
-    notice.inode = static_cast<std::int64_t>(self.st_ino);
-    std::future<void> filled = std::async(std::launch::async, [&] { fill_file(file.fd, bytes, fill); });
-    wait_for_all(group.world(), &filled);
-    conclude(filled, notice);
-  } else {
-    wait_for_all(group.world(), nullptr);
+    if (ftruncate(file.fd, static_cast<off_t>(std::max<std::int64_t>(bytes, 1))) != 0) fail_with_errno("ftruncate", bytes);
+    place = {getpid(), file.fd, static_cast<std::int64_t>(self.st_dev), static_cast<std::int64_t>(self.st_ino)};
   }
-  host.broadcast(bytes_of(notice), 0);
-  if (host.rank() != 0 && notice.done) file.fd = open_file(notice);
-  if (!notice.done) throw Error(static_cast<Fault>(notice.fault), notice.message);
+  host.broadcast(bytes_of(place), 0);
+  if (host.rank() != 0) file.fd = open_file(place);
+  const bool all_opened = least(host, file.fd >= 0);
 
-  const Tensor all_opened = host_tensor(DType::i32, {1});
-  all_opened.data<std::int32_t>()[0] = file.fd >= 0;
-  host.all_reduce(all_opened, Reduce::min);  // from here on the first rank may close its file
-  if (all_opened.data<std::int32_t>()[0]) return map(file.fd, bytes);
-  const Tensor own = host.rank() == 0 ? map(file.fd, bytes) : host_tensor(DType::u8, {bytes});
+  const int parts = all_opened ? host.size() : 1;
+  work_on_host(group, parts, [&](int part) { fill_part(file.fd, bytes, part, parts, fill); });
+  if (host.rank() == 0 && fcntl(file.fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) fail_with_errno("sealing", bytes);
+  host.barrier();  // mapped only when it is sealed
+  if (all_opened) return map(file.fd, bytes, PROT_READ);
+  const Tensor own = host.rank() == 0 ? map(file.fd, bytes, PROT_READ) : host_tensor(DType::u8, {bytes});
   host.broadcast(own, 0);
   return own;
 }

@@ -21,6 +21,7 @@ struct MeshOptions {
   int threads = 0;
   double comm_timeout = 60;
   bool share_gpus = false;
+  std::string pack_cache;  ///< folder; empty: none; "beside": in the checkpoint's folder
 };
 
 /// What a row may override, with the command's values.

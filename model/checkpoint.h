@@ -43,26 +43,35 @@ struct GptWeights {
 /// shape and as F32, BF16 or F16, and no other.
 void check_params(const SafetensorsFolder& files, const ModelConfig& config);
 
+struct LoadOptions {
+  int threads = 0;                    ///< of this rank; 0: its share of the cores that it may use
+  std::filesystem::path pack_cache;   ///< folder of packed weights that later starts map (model/pack_cache.h); empty: none
+  std::string pack_tag;               ///< changes with the program that packs
+};
+
 /// Maps model.safetensors (or the shards that model.safetensors.index.json names), checks every tensor's name, shape and dtype,
-/// converts to `dtype`, packs for `device`. Collective over the host's ranks: its first rank reads and packs, all share the
-/// memory, which lives until the last Weight of it is gone. An Error names file and tensor; a weight that is not finite in
-/// `dtype` is one.
-GptWeights load_weights(const std::filesystem::path& folder, const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group);
+/// converts to `dtype`, packs for `device`. Collective over the host's ranks: each packs a part, all share the memory, which lives
+/// until the last Weight of it is gone. An Error names file and tensor; a weight that is not finite in `dtype` is one.
+GptWeights load_weights(const std::filesystem::path& folder, const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group,
+                        const LoadOptions& options = {});
 
 /// Bytes of memory that load_weights takes on a host.
 std::size_t weights_bytes(const ModelConfig& config, DType dtype, const Device& device);
 
 /// Weights of a model that nobody has trained: uniform numbers with variance 1 / fan-in, the same for the same seed; for benchmarks. Shared
 /// and collective as load_weights is.
-GptWeights random_weights(const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group, std::uint32_t seed);
+GptWeights random_weights(const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group, std::uint32_t seed, int threads = 0);
 
 /// The folder's tokenizer with the config's special tokens, or none if there is no tokenizer.tiktoken. An Error if it has ids
 /// beyond the model's vocabulary; only special tokens may lie there: a prompt that holds one cannot be served.
 std::optional<Tokenizer> load_tokenizer(const std::filesystem::path& folder, const ModelConfig& config);
 
 /// 32 hex digits that change with any byte of config.json, the weight files or tokenizer.tiktoken, and with a weight file's
-/// name (XXH3, 128 bits: against mix-ups, not against forgery). Reads everything once.
-std::string checkpoint_hash(const std::filesystem::path& folder);
+/// name (XXH3, 128 bits: against mix-ups, not against forgery). Reads everything once, with `threads` threads.
+std::string checkpoint_hash(const std::filesystem::path& folder, int threads);
+
+/// The files that checkpoint_hash reads.
+std::vector<std::filesystem::path> checkpoint_files(const std::filesystem::path& folder);
 
 /// 32 hex digits that change with any byte of the file. Of a file of more than `most` bytes only blocks that are spread over it are read, about
 /// so many bytes together.

@@ -80,6 +80,17 @@ bool convert(const std::byte* source, std::size_t count, std::byte* out) {
   return bad == 0;
 }
 
+/// Whether no element has a magnitude, sign bit aside, of `limit` or more.
+template <typename Bits>
+bool all_below(const std::byte* source, std::size_t count, Bits limit) {
+  Bits bad = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto magnitude = static_cast<Bits>(load<Bits>(source + i * sizeof(Bits)) & std::numeric_limits<Bits>::max());
+    bad = static_cast<Bits>(bad | (magnitude >= limit));
+  }
+  return bad == 0;
+}
+
 template <typename To>
 bool convert(DType from, const std::byte* source, std::size_t count, std::byte* out) {
   switch (from) {
@@ -182,7 +193,27 @@ void SafetensorsFile::read(const TensorInfo& tensor, std::int64_t first, std::in
   auto* target = static_cast<std::byte*>(out);
   const auto n = static_cast<std::size_t>(count);
   const bool finite = dtype == DType::f32 ? convert<float>(tensor.dtype, source, n, target) : convert<bfloat16>(tensor.dtype, source, n, target);
+  fail_unless(finite, tensor, dtype);
+}
+
+void SafetensorsFile::fail_unless(bool finite, const TensorInfo& tensor, DType dtype) const {
   check(finite, "{}: tensor {} holds a NaN, an infinity, or a number too large for {}", path_.string(), shown(tensor.name), name_of(dtype));
+}
+
+const std::byte* SafetensorsFile::data(const TensorInfo& tensor) const {
+  const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  const std::size_t begin = tensor.offset / page * page;
+  madvise(const_cast<std::byte*>(data_.get()) + begin, tensor.offset + tensor.bytes - begin, MADV_POPULATE_READ);  // where the kernel knows it
+  return data_.get() + tensor.offset;
+}
+
+void SafetensorsFile::check_finite(const TensorInfo& tensor, std::int64_t first, std::int64_t count, DType dtype) const {
+  const std::byte* source = data_.get() + tensor.offset + static_cast<std::size_t>(first) * size_of(tensor.dtype);
+  const auto n = static_cast<std::size_t>(count);
+  constexpr std::int32_t infinity = 0x7f800000, rounds_to_infinity = 0x7f7f8000;  // in bfloat16
+  fail_unless(tensor.dtype == DType::bf16 ? all_below<std::int16_t>(source, n, 0x7f80)
+                                          : all_below<std::int32_t>(source, n, dtype == DType::bf16 ? rounds_to_infinity : infinity),
+              tensor, dtype);
 }
 
 void SafetensorsFile::release(const TensorInfo& tensor) const {

@@ -38,11 +38,16 @@ class SafetensorsFile {
   /// Elements [first, first + count) of a tensor (f32, bf16 or f16), row-major, as `dtype` (f32 or bf16, rounded to nearest even)
   /// into `out`, which may have any alignment. An Error names the tensor if one of them is not finite in `dtype`.
   void read(const TensorInfo& tensor, std::int64_t first, std::int64_t count, DType dtype, void* out) const;
+  /// The tensor's data where they are mapped: `bytes` of them, of any alignment; the pages are mapped at once rather than one by one.
+  const std::byte* data(const TensorInfo& tensor) const;
+  /// An Error that names the tensor unless elements [first, first + count), f32 or bf16, are finite in `dtype`.
+  void check_finite(const TensorInfo& tensor, std::int64_t first, std::int64_t count, DType dtype) const;
   /// Gives the tensor's mapped pages back to the system; reading them again maps them again.
   void release(const TensorInfo& tensor) const;
 
  private:
   void read_header(std::string_view header, std::size_t data_begin);
+  void fail_unless(bool finite, const TensorInfo& tensor, DType dtype) const;
 
   std::filesystem::path path_;
   std::shared_ptr<const std::byte> data_;  // the whole file

@@ -24,7 +24,7 @@ Json choices_of(const GenerateCommandOptions& o) {
 
 Json identity_of(const GenerateCommandOptions& o, const Job& job) {
   Json identity = {{"kvmesh", version_text()}, {"build", build_text()}, {"device", job.device->kind()}, {"dtype", name_of(job.dtype)},
-                   {"checkpoint", checkpoint_hash(o.mesh.checkpoint)}, {"prompts", o.prompt.empty() ? file_hash(o.mesh.prompts) : Json(prompt_lines(o.prompt)).dump()}};
+                   {"checkpoint", job.hash_of_checkpoint(o.mesh.checkpoint)}, {"prompts", o.prompt.empty() ? file_hash(o.mesh.prompts) : Json(prompt_lines(o.prompt)).dump()}};
   identity.update(choices_of(o));
   return identity;
 }

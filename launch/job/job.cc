@@ -4,7 +4,9 @@
 #include "comm/nccl.h"
 #include "comm/sharding.h"
 #include "launch/job/cores.h"
+#include "launch/version.h"
 #include "model/checkpoint.h"
+#include "model/pack_cache.h"
 
 namespace kvmesh {
 
@@ -15,6 +17,7 @@ Job::Job(const MeshOptions& options, const std::optional<ModelConfig>& shape, Pr
   ShardingRules().check_runnable(Mesh::parse(options.mesh, group.size()));
   if (options.device != "cpu") gpu_ = choose_gpu(group, options.share_gpus);
   device = make_device(options.device, {.threads = threads, .gpu = gpu_.index});
+  pack_cache_ = options.pack_cache;
   config = shape ? *shape : read_config(options.checkpoint / "config.json");
   dtype = options.dtype == "auto" ? config.dtype : options.dtype == "float32" ? DType::f32 : DType::bf16;
   if (!shape) tokenizer = load_tokenizer(options.checkpoint, config);
@@ -24,13 +27,24 @@ void Job::join_devices(ProcessGroup& group) {
   if (device->queue() != nullptr && group.size() > 1) device_ranks = make_nccl_communicator(group, group.deadline(), device->queue(), gpu_.shared);
 }
 
+namespace {
+
+std::filesystem::path cache_folder(const std::filesystem::path& cache, const std::filesystem::path& checkpoint) { return cache == "beside" ? checkpoint / ".kvmesh" : cache; }
+
+}  // namespace
+
+std::string Job::hash_of_checkpoint(const std::filesystem::path& checkpoint) const {
+  return pack_cache_.empty() ? checkpoint_hash(checkpoint, threads) : remembered_hash(checkpoint, cache_folder(pack_cache_, checkpoint), threads);
+}
+
 const Gpt& Job::load(const std::filesystem::path& checkpoint, ProcessGroup& group) {
-  gpt_ = std::make_unique<Gpt>(config, dtype, load_weights(checkpoint, config, dtype, *device, group), *device);
+  const LoadOptions options = {threads, cache_folder(pack_cache_, checkpoint), fmt::format("{} {}", version_text(), build_text())};
+  gpt_ = std::make_unique<Gpt>(config, dtype, load_weights(checkpoint, config, dtype, *device, group, options), *device);
   return *gpt_;
 }
 
 const Gpt& Job::randomize(ProcessGroup& group) {
-  gpt_ = std::make_unique<Gpt>(config, dtype, random_weights(config, dtype, *device, group, 0), *device);
+  gpt_ = std::make_unique<Gpt>(config, dtype, random_weights(config, dtype, *device, group, 0, threads), *device);
   return *gpt_;
 }
 

@@ -28,6 +28,8 @@ struct Job {
   /// For --sync logits (collective): makes the communicator between the devices' memories, where they have their own.
   void join_devices(ProcessGroup& group);
 
+  /// checkpoint_hash, as --pack-cache remembers it if it is given.
+  std::string hash_of_checkpoint(const std::filesystem::path& checkpoint) const;
   /// Loads the weights (collective); once.
   const Gpt& load(const std::filesystem::path& checkpoint, ProcessGroup& group);
   /// The same with random weights.
@@ -35,6 +37,7 @@ struct Job {
 
  private:
   GpuChoice gpu_;
+  std::filesystem::path pack_cache_;
   std::unique_ptr<Gpt> gpt_;
 };
 

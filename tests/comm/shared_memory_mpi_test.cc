@@ -1,4 +1,4 @@
-// share_on_host: the same pages for all ranks of a host, read-only, and errors that reach every rank.
+// share_on_host: the same pages for all ranks of a host, each of which writes a part, then read-only, and errors that reach every rank.
 #include "tests/comm/mpi_main.h"
 
 #include <gmock/gmock-matchers.h>
@@ -40,18 +40,21 @@ Mapping mapping_of(const void* address) {
 
 std::uint8_t byte_at(std::size_t i) { return static_cast<std::uint8_t>(i * 31 + i / 4096 + 5); }
 
-void fill(void* memory, std::size_t bytes) {
-  for (std::size_t i = 0; i < bytes; ++i) static_cast<std::uint8_t*>(memory)[i] = byte_at(i);
+/// This rank's part: every byte i with i % parts = part.
+void fill(void* memory, std::size_t bytes, int part, int parts) {
+  for (std::size_t i = static_cast<std::size_t>(part); i < bytes; i += static_cast<std::size_t>(parts)) static_cast<std::uint8_t*>(memory)[i] = byte_at(i);
 }
 
-TEST(SharedMemory, AllRanksReadWhatTheFirstWrote) {
+TEST(SharedMemory, AllRanksReadWhatEachWrote) {
   for (const std::int64_t bytes : {0, 1, 4096, 3'000'001}) {
-    bool filled = false;
-    const Tensor shared = share_on_host(*group, bytes, [&](void* memory) {
-      filled = true;
-      fill(memory, static_cast<std::size_t>(bytes));
+    int filled = 0;
+    const Tensor shared = share_on_host(*group, bytes, [&](void* memory, int part, int parts) {
+      ++filled;
+      EXPECT_EQ(part, group->local_rank());
+      EXPECT_EQ(parts, group->local_size());
+      fill(memory, static_cast<std::size_t>(bytes), part, parts);
     });
-    EXPECT_EQ(filled, group->local_rank() == 0) << "only the first rank fills";
+    EXPECT_EQ(filled, 1);
     EXPECT_EQ(shared.dtype(), DType::u8);
     EXPECT_EQ(shared.shape(), Shape({bytes}));
     EXPECT_EQ(reinterpret_cast<std::uintptr_t>(shared.raw()) % 4096, 0u);
@@ -60,7 +63,7 @@ TEST(SharedMemory, AllRanksReadWhatTheFirstWrote) {
 }
 
 TEST(SharedMemory, ItIsTheSamePagesAndNobodyCanWriteThem) {
-  const Tensor shared = share_on_host(*group, 10'000, [](void* memory) { fill(memory, 10'000); });
+  const Tensor shared = share_on_host(*group, 10'000, [](void* memory, int part, int parts) { fill(memory, 10'000, part, parts); });
   const Mapping mine = mapping_of(shared.raw());
   EXPECT_EQ(mine.permissions, "r--s");
   const Tensor inode = host_tensor(DType::i64, {1}), inodes = host_tensor(DType::i64, {group->local_size(), 1});
@@ -72,8 +75,8 @@ TEST(SharedMemory, ItIsTheSamePagesAndNobodyCanWriteThem) {
 }
 
 TEST(SharedMemory, TwoAreNotOne) {
-  const Tensor a = share_on_host(*group, 100, [](void* memory) { std::memset(memory, 1, 100); });
-  const Tensor b = share_on_host(*group, 100, [](void* memory) { std::memset(memory, 2, 100); });
+  const Tensor a = share_on_host(*group, 100, [](void* memory, int, int) { std::memset(memory, 1, 100); });
+  const Tensor b = share_on_host(*group, 100, [](void* memory, int, int) { std::memset(memory, 2, 100); });
   EXPECT_EQ(a.data<std::uint8_t>()[99], 1);
   EXPECT_EQ(b.data<std::uint8_t>()[99], 2);
 }
@@ -81,7 +84,7 @@ TEST(SharedMemory, TwoAreNotOne) {
 TEST(SharedMemory, ItLivesUntilItsLastTensorIsGone) {
   Tensor part;
   {
-    const Tensor shared = share_on_host(*group, 9000, [](void* memory) { fill(memory, 9000); });
+    const Tensor shared = share_on_host(*group, 9000, [](void* memory, int p, int parts) { fill(memory, 9000, p, parts); });
     part = shared.slice(8000, 8001);
   }
   group->host().barrier();
@@ -94,18 +97,31 @@ TEST(SharedMemory, ItLivesUntilItsLastTensorIsGone) {
 template <typename Throw>
 void expect_error_on_all_ranks(Fault fault, const std::string& message, Throw throw_it) {
   try {
-    share_on_host(*group, 1000, [&](void*) { throw_it(); });
+    share_on_host(*group, 1000, [&](void*, int, int) { throw_it(); });
     ADD_FAILURE() << "no error on rank " << group->rank();
   } catch (const Error& e) {
     EXPECT_EQ(e.fault(), fault);
     EXPECT_THAT(e.what(), HasSubstr(message));
   }
   // and all ranks can go on together
-  const Tensor after = share_on_host(*group, 3, [](void* memory) { std::memcpy(memory, "ok", 3); });
+  const Tensor after = share_on_host(*group, 3, [](void* memory, int, int) { std::memcpy(memory, "ok", 3); });
   EXPECT_STREQ(reinterpret_cast<const char*>(after.raw()), "ok");
 }
 
-TEST(SharedMemory, AnErrorOfTheFirstRankReachesAll) {
+TEST(SharedMemory, AnErrorOfOneRankReachesAll) {
+  const int last = group->local_size() - 1;
+  try {
+    work_on_host(*group, group->local_size(), [&](int part) { check(part != last, "the last rank's part is torn"); });
+    ADD_FAILURE() << "no error on rank " << group->rank();
+  } catch (const Error& e) {
+    EXPECT_THAT(e.what(), HasSubstr("the last rank's part is torn"));
+  }
+  bool worked = false;
+  work_on_host(*group, 1, [&](int) { worked = true; });
+  EXPECT_EQ(worked, group->local_rank() == 0);
+}
+
+TEST(SharedMemory, AnErrorReachesAll) {
   expect_error_on_all_ranks(Fault::usage, "model.safetensors: tensor \"a\" is torn", [] { fail(Fault::usage, "model.safetensors: tensor \"a\" is torn"); });
   expect_error_on_all_ranks(Fault::io, "disk", [] { fail(Fault::io, "disk"); });
   expect_error_on_all_ranks(Fault::rank, "not ours", [] { throw std::runtime_error("not ours"); });
@@ -115,7 +131,7 @@ TEST(SharedMemory, AnErrorOfTheFirstRankReachesAll) {
 // Loading may take longer than ranks wait for each other: the first rank gives signs of life.
 TEST(SharedMemory, FillingMayTakeLongerThanTheDeadline) {
   group->set_deadline(std::chrono::milliseconds(1200));
-  const Tensor shared = share_on_host(*group, 8, [](void* memory) {
+  const Tensor shared = share_on_host(*group, 8, [](void* memory, int, int) {
     std::this_thread::sleep_for(std::chrono::milliseconds(2000));
     std::memcpy(memory, "at last", 8);
   });
