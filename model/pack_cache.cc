@@ -26,6 +26,7 @@ namespace fs = std::filesystem;
 
 constexpr std::int64_t block_bytes = 1 << 20;
 constexpr std::int64_t settled_ns = 2'000'000'000;  // a file that changed later than so long ago may change again within the clock's tick
+constexpr std::int64_t hash_digits = 32;
 
 struct Footer {
   char magic[8] = {'k', 'v', 'm', 'p', 'a', 'c', 'k', '1'};
@@ -102,33 +103,32 @@ std::string state_of(const fs::path& checkpoint, std::int64_t& newest) {
 
 }  // namespace
 
-std::string remembered_hash(const fs::path& checkpoint, const fs::path& folder, int threads) {
+Content content_of(const fs::path& checkpoint, const fs::path& folder, int threads) {
   const fs::path record = folder / (stem_of(checkpoint) + ".seen");
-  const auto with_hash = [](const std::string& state, std::string_view hash) {
-    return fmt::format("{}{}\n{:016x}\n", state, hash, hash_of(hash, hash_of(state, 0)));
-  };
-  std::int64_t newest = 0, ignored = 0;
-  const auto now = std::chrono::system_clock::now().time_since_epoch();
-  const std::string state = state_of(checkpoint, newest);
-  constexpr std::size_t hash_digits = 32;
-  if (File file{::open(record.c_str(), O_RDONLY | O_CLOEXEC)}; file.fd >= 0) {
-    std::string text(state.size() + hash_digits + 1 + 16 + 1, '\0');
+  const auto with_hash = [](const Content& c) { return fmt::format("{}{}\n{:016x}\n", c.state, c.hash, hash_of(c.hash, hash_of(c.state, 0))); };
+  Content content;
+  std::int64_t newest = 0;
+  const std::int64_t now = std::chrono::nanoseconds(std::chrono::system_clock::now().time_since_epoch()).count();
+  content.state = state_of(checkpoint, newest);
+  content.settled = now - newest > settled_ns;
+  if (const File file{::open(record.c_str(), O_RDONLY | O_CLOEXEC)}; file.fd >= 0) {
+    std::string text(content.state.size() + hash_digits + 1 + 16 + 1, '\0');
     struct stat s = {};
     if (fstat(file.fd, &s) == 0 && s.st_size == std::ssize(text) && read_at(file.fd, text.data(), text.size(), 0)) {
-      const std::string hash = text.substr(state.size(), hash_digits);
-      if (text == with_hash(state, hash)) return hash;
+      content.hash = text.substr(content.state.size(), hash_digits);
+      if (text == with_hash(content)) return content;
     }
   }
-  const std::string hash = checkpoint_hash(checkpoint, threads);
-  const std::int64_t age = std::chrono::duration_cast<std::chrono::nanoseconds>(now).count() - newest;
-  if (age > settled_ns && state_of(checkpoint, ignored) == state) {
+  content.hash = checkpoint_hash(checkpoint, threads);
+  content.settled = content.settled && state_of(checkpoint, newest) == content.state;
+  if (content.settled) {
     try {
       fs::create_directories(folder);
-      write_file(record, with_hash(state, hash));
+      write_file(record, with_hash(content));
     } catch (const std::exception&) {  // it is only worked out again next time
     }
   }
-  return hash;
+  return content;
 }
 
 PackCache::PackCache(const fs::path& folder, const fs::path& checkpoint, const std::string& tag, const std::string& name, std::int64_t bytes, int threads)
@@ -138,8 +138,6 @@ PackCache::PackCache(const fs::path& folder, const fs::path& checkpoint, const s
   std::replace(plain.begin(), plain.end(), ' ', '-');
   file_ = folder / fmt::format("{}.{}.pack", stem_of(checkpoint), plain);
 }
-
-std::string PackCache::key() const { return fmt::format("{} {} {}", tag_, std::string_view(content_, sizeof content_), bytes_); }
 
 Tensor PackCache::open_part(int part, int parts) const {
   const File file{::open(file_.c_str(), O_RDONLY | O_CLOEXEC)};
@@ -178,11 +176,10 @@ Tensor PackCache::open_part(int part, int parts) const {
 }
 
 Tensor PackCache::open(ProcessGroup& group) {
-  work_on_host(group, 1, [&](int) {
-    const std::string hash = remembered_hash(checkpoint_, folder_, threads_);
-    std::memcpy(content_, hash.data(), sizeof content_);
-  });
-  group.host().broadcast({nullptr, content_, DType::u8, {sizeof content_}}, 0);
+  work_on_host(group, 1, [&](int) { content_ = content_of(checkpoint_, folder_, threads_); });
+  hash_ = content_.hash;
+  hash_.resize(hash_digits);
+  group.host().broadcast({nullptr, hash_.data(), DType::u8, {hash_digits}}, 0);
   Tensor mapped;
   std::string trouble;
   work_on_host(group, group.local_size(), [&](int part) {
@@ -200,6 +197,8 @@ Tensor PackCache::open(ProcessGroup& group) {
 }
 
 void PackCache::write(const Tensor& packed) const {
+  std::int64_t newest = 0;
+  if (!content_.settled || state_of(checkpoint_, newest) != content_.state) return;  // these may be another content's weights
   fs::create_directories(folder_);
   fs::path partial = file_;
   partial += ".partial";

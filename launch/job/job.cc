@@ -34,7 +34,7 @@ std::filesystem::path cache_folder(const std::filesystem::path& cache, const std
 }  // namespace
 
 std::string Job::hash_of_checkpoint(const std::filesystem::path& checkpoint) const {
-  return pack_cache_.empty() ? checkpoint_hash(checkpoint, threads) : remembered_hash(checkpoint, cache_folder(pack_cache_, checkpoint), threads);
+  return pack_cache_.empty() ? checkpoint_hash(checkpoint, threads) : content_of(checkpoint, cache_folder(pack_cache_, checkpoint), threads).hash;
 }
 
 const Gpt& Job::load(const std::filesystem::path& checkpoint, ProcessGroup& group) {
