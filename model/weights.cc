@@ -61,7 +61,8 @@ Tensor read_rows(const SafetensorsFolder& files, const Part& part, DType dtype, 
   const std::byte* data = first->data(*only);
   if (part.names.size() == 1 && only->dtype != DType::f16 && reinterpret_cast<std::uintptr_t>(data) % size_of(only->dtype) == 0) {
     whole(*first, *only, [&](const SafetensorsFile& file, const TensorInfo& t, std::int64_t at, std::int64_t count) { file.check_finite(t, at, count, dtype); });
-    return {nullptr, const_cast<std::byte*>(data), only->dtype, {part.k, part.n}};
+    void* const mapped = const_cast<std::byte*>(data);
+    return {std::shared_ptr<void>(mapped, [file = first, tensor = only](void*) { file->release(*tensor); }), mapped, only->dtype, {part.k, part.n}};
   }
   const Tensor rows = host_tensor(dtype, {part.k, part.n});
   auto* const out = static_cast<std::byte*>(rows.raw());
@@ -75,6 +76,7 @@ Tensor read_rows(const SafetensorsFolder& files, const Part& part, DType dtype, 
       if (width == part.n) return file->read(*tensor, begin * width, (end - begin) * width, dtype, out + static_cast<std::size_t>(begin * width) * size);
       for (std::int64_t r = begin; r < end; ++r) file->read(*tensor, r * width, width, dtype, out + static_cast<std::size_t>(r * part.n + column) * size);
     });
+    file->release(*tensor);
     column += width;
   }
   return rows;
