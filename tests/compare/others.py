@@ -124,7 +124,8 @@ def main():
                     for system in SAME_MODEL:
                         if system in running:
                             tokens = running[system].ask(dtype=dtype, batch=1, prompt=prompt(64), new_tokens=16, tokens=True)["tokens"]
-                            print(f"{system}: float32 tokens {'equal' if tokens == expected else 'DIFFER FROM'} kvmesh's", file=sys.stderr)
+                            if tokens != expected:
+                                sys.exit(f"{system}: float32 tokens differ from kvmesh's: {tokens}, {expected}")
                 for case in args.cases.split(","):
                     batch, length = map(int, case.split("x"))
                     times = {s: [] for s in running}
