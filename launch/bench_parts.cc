@@ -68,12 +68,17 @@ Json operations_of(const Gpt& gpt, const Limits& limits, const char* phase, std:
   const ModelConfig& c = gpt.config();
   const std::int64_t d = c.d_emb, h = c.head_dim(), heads = c.q_heads * h, kv = c.kv_heads * h, v = c.vocab_size;
   std::int64_t t = 0;
-  double keys = 0, scores = 0;  // read once a segment, met by every query
-  for (const Segment& s : segments) {
-    t += s.count;
-    const double first = static_cast<double>(s.begin - s.start);
-    keys += first + s.count;
-    scores += s.count * (first + (s.count + 1) / 2.0);
+  for (const Segment& s : segments) t += s.count;
+  const std::vector<ModelConfig::Layer> kinds = c.layers();
+  double keys = 0, scores = 0;  // read once a segment, met by every query; of an average layer
+  for (const ModelConfig::Layer& layer : kinds) {
+    for (const Segment& s : segments) {
+      for (std::int64_t p = s.begin - s.start; p < s.begin - s.start + s.count; ++p) {
+        const double seen = static_cast<double>(layer.window < 0 ? p + 1 : std::min(p, layer.window) + 1) / static_cast<double>(kinds.size());
+        scores += seen;
+        if (p == s.begin - s.start) keys += seen + static_cast<double>(s.count - 1) / static_cast<double>(kinds.size());
+      }
+    }
   }
   const DType dtype = gpt.dtype();
   const auto width = static_cast<double>(size_of(dtype));
@@ -95,8 +100,8 @@ Json operations_of(const Gpt& gpt, const Limits& limits, const char* phase, std:
       {"embedding", 1, 0, rows * static_cast<double>(d) * width, [&](std::size_t) { device.gather_rows(gpt.weights().embed, pass.ids, x); }},
       {"norm", 2 * layers, 0, 2 * rows * static_cast<double>(d) * width, [&](std::size_t) { device.rms_norm(x, eps, normed); }},
       product("qkv", d, heads + 2 * kv, layers, rows, [&](std::size_t i) { device.linear(normed, blocks[i].qkv, Epilogue::none, qkv); }),
-      {"norm, rope, append", layers, 0, 2 * rows * static_cast<double>(heads + 2 * kv) * width, [&](std::size_t i) { device.norm_rope_append(qkv, pass, rope, eps, q, cache.layer(static_cast<std::int64_t>(i))); }},
-      {"attention", layers, 4 * scores * static_cast<double>(heads), 2 * keys * static_cast<double>(kv) * width, [&](std::size_t i) { device.attention(q, pass, cache.layer(static_cast<std::int64_t>(i)), -1, attended); }},
+      {"norm, rope, append", layers, 0, 2 * rows * static_cast<double>(heads + 2 * kv) * width, [&](std::size_t i) { device.norm_rope_append(qkv, pass, kinds[i].rope ? rope : Tensor(), eps, q, cache.layer(static_cast<std::int64_t>(i))); }},
+      {"attention", layers, 4 * scores * static_cast<double>(heads), 2 * keys * static_cast<double>(kv) * width, [&](std::size_t i) { device.attention(q, pass, cache.layer(static_cast<std::int64_t>(i)), kinds[i].window, attended); }},
       product("wo", heads, d, layers, rows, [&](std::size_t i) { device.linear(attended, blocks[i].wo, Epilogue::add, x); }),
       product("fc1", d, 4 * d, layers, rows, [&](std::size_t i) { device.linear(normed, blocks[i].fc1, Epilogue::relu_squared, hidden); }),
       product("fc2", 4 * d, d, layers, rows, [&](std::size_t i) { device.linear(hidden, blocks[i].fc2, Epilogue::add, x); }),
@@ -208,6 +213,7 @@ Json bench_collectives(Communicator& ranks) {
         call();
         if (i >= 0) seconds.push_back(seconds_since(from));
       }
+      ranks.all_reduce(Tensor(nullptr, seconds.data(), DType::f64, {std::ssize(seconds)}), Reduce::max);  // a collective takes as long as for the last rank
       const std::int64_t moved = barrier ? 0 : gathers ? own * 4 * ranks.size() : bytes;
       const Json spread = spread_of(seconds);
       const double rate = static_cast<double>(moved) / spread["median"].get<double>();

@@ -85,8 +85,8 @@ void add_rows_options(po::options_description& options, std::string& prompts, st
       ("output", value(output, "FILE"), "one JSON object a line, in input order; - is standard output");
 }
 
-void check_mesh_options(const MeshOptions& mesh) {
-  check(mesh.batch_size == auto_batch || (mesh.batch_size >= 1 && mesh.batch_size <= 1 << 20), "--batch-size {}: must be 1 to {}", mesh.batch_size, 1 << 20);
+void check_mesh_options(const MeshOptions& mesh, const char* batch_option = "batch-size") {
+  check(mesh.batch_size >= 1 && mesh.batch_size <= 1 << 20, "--{} {}: must be 1 to {}", batch_option, mesh.batch_size, 1 << 20);
   check(mesh.comm_timeout > 0, "--comm-timeout {}: must be positive", mesh.comm_timeout);
   check(mesh.threads >= 0 && mesh.threads <= 1024, "--threads {}: must be 0 to 1024", mesh.threads);
   choose<int>("device", mesh.device, {{"cpu", 0}, {"cuda", 0}, {"auto", 0}});
@@ -155,8 +155,8 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   o.mesh.checkpoint = checkpoint;
   o.mesh.prompts = prompts;
   o.mesh.output = output;
-  o.mesh.batch_size = parse_batch_size(batch_size);
   check_mesh_options(o.mesh);
+  o.mesh.batch_size = parse_batch_size(batch_size);
   check(prompts.empty() != o.prompt.empty(), "{}", prompts.empty() ? "no input: give --prompts FILE or --prompt TEXT" : "--prompts and --prompt exclude each other");
   check(o.row.max_new_tokens >= 1, "--max-new-tokens {}: must be 1 or more", o.row.max_new_tokens);
   check(std::isfinite(o.row.temperature), "--temperature: must be a finite number");
@@ -260,7 +260,7 @@ std::optional<BenchOptions> parse_bench_options(std::span<const std::string> arg
   o.mesh.checkpoint = checkpoint;
   o.json = json;
   if (!shape.empty()) o.shape = parse_shape(shape);
-  check_mesh_options(o.mesh);
+  check_mesh_options(o.mesh, "batch");
   return o;
 }
 
@@ -304,7 +304,7 @@ std::optional<ScaleOptions> parse_scale_options(std::span<const std::string> arg
   o.mesh.checkpoint = checkpoint;
   o.report = report;
   if (!shape.empty()) o.shape = parse_shape(shape);
-  check_mesh_options(o.mesh);
+  check_mesh_options(o.mesh, "batch");
   return o;
 }
 

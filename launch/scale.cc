@@ -49,19 +49,19 @@ ScaleRun run_once(const Gpt& gpt, Communicator& ranks, const ScaleOptions& o, Sc
   ranks.barrier();
   run.seconds = seconds_between(from, Clock::now());
   run.tokens = static_cast<double>(stats.new_tokens);
-  run.steps = static_cast<double>(o.new_tokens - 1);
-  run.rounds = static_cast<double>(rounds.size());
+  run.steps = static_cast<double>(stats.steps);
   const auto n = static_cast<double>(stats.ranks.size());
   for (const TimeSplit& t : stats.ranks) {
     for (double TimeSplit::* part : {&TimeSplit::prefill, &TimeSplit::decode, &TimeSplit::sampling, &TimeSplit::collectives, &TimeSplit::idle, &TimeSplit::rows, &TimeSplit::host})
       run.mean.*part += t.*part / n;
   }
-  std::vector<double> lengths;  // without the first, which prefills
-  for (std::size_t i = 2; i < rounds.size(); ++i) lengths.push_back(seconds_between(rounds[i - 1], rounds[i]));
-  double mean = 0, squares = 0;
-  for (const double s : lengths) mean += s / static_cast<double>(lengths.size());
-  for (const double s : lengths) squares += (s - mean) * (s - mean);
-  run.jitter = lengths.size() > 1 ? std::sqrt(squares / static_cast<double>(lengths.size() - 1)) : 0;
+  // From one step to the next, as steps grow longer with their keys; without those that prefill, in chunks. (One rank alone: a round is a step.)
+  double squares = 0, count = 0;
+  const auto prefills = static_cast<std::size_t>(run.rows * o.prompt_len / options.prefill_chunk + 2);
+  for (std::size_t i = prefills; i + 2 < rounds.size(); ++i, ++count) {
+    squares += std::pow(seconds_between(rounds[i + 1], rounds[i + 2]) - seconds_between(rounds[i], rounds[i + 1]), 2);
+  }
+  run.jitter = count > 0 ? std::sqrt(squares / count / 2) : 0;
   return run;
 }
 

@@ -62,11 +62,12 @@ Line fit_line(std::span<const double> x, std::span<const double> y) {
 
 double expected_largest(int n) { return n <= 1 ? 0 : normal_quantile((n - 0.375) / (n + 0.25)); }
 
-CostModel::Parts CostModel::predict(int ranks, int on_host, double rows, double steps, double rounds) const {
+CostModel::Parts CostModel::predict(int ranks, int on_host, double rows, double steps) const {
   Parts parts;
+  const double rounds = steps / round;
   parts.compute = (prefill.at(rows) + steps * step.at(rows)) * (1 + contention * (on_host - 1));
   parts.collectives = ranks > 1 ? rounds * latency * std::ceil(std::log2(ranks)) : 0;
-  parts.idle = rounds * jitter * expected_largest(ranks);
+  parts.idle = rounds * jitter * std::sqrt(round) * expected_largest(ranks);
   return parts;
 }
 

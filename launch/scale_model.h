@@ -25,21 +25,22 @@ Line fit_line(std::span<const double> x, std::span<const double> y);
 /// The expected largest of n independent draws of a normal distribution, in standard deviations above its mean (Blom's approximation of order statistics).
 double expected_largest(int n);
 
-/// What a run costs: prompts and steps by rows on a rank, slower by `contention` for each other busy rank of a host; and a meeting of all ranks each round, of
-/// latency · ⌈log₂ n⌉ and the wait for the slowest of n ranks, whose rounds differ by `jitter` (standard deviation).
+/// What a run costs: prompts and steps by rows on a rank, slower by `contention` for each other busy rank of a host; and a meeting of all ranks every `round` steps, of
+/// latency · ⌈log₂ n⌉ and the wait for the slowest of n ranks, whose steps differ independently by `jitter` (standard deviation).
 struct CostModel {
   Line prefill;           ///< of all of a rank's prompts, over its rows
   Line step;              ///< a decode step with its sampling, over its rows
   double contention = 0;
   double latency = 0;     ///< a meeting of two ranks
   double jitter = 0;
+  double round = 4;       ///< GenerateOptions::sync_every
 
   struct Parts {
     double compute = 0, collectives = 0, idle = 0;
     double seconds() const { return compute + collectives + idle; }
   };
-  /// `rows` on the busiest of `ranks`, of which `on_host` share a host; `steps` decode steps in `rounds` rounds.
-  Parts predict(int ranks, int on_host, double rows, double steps, double rounds) const;
+  /// `rows` on the busiest of `ranks`, of which `on_host` share a host; `steps` steps.
+  Parts predict(int ranks, int on_host, double rows, double steps) const;
 };
 
 }  // namespace kvmesh

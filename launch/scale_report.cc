@@ -25,7 +25,7 @@ struct Point {
   std::int64_t rows = 0;
   Estimate seconds, tokens_per_s, speedup, efficiency;
   double prefill = 0, step = 0;  // means of seconds: all prompts, a step with its sampling
-  double steps = 0, rounds = 0, jitter = 0;
+  double steps = 0, jitter = 0;
   std::vector<std::pair<const char*, double>> split;  // of a rank's time
   CostModel::Parts predicted;
   bool held_out = false;
@@ -65,7 +65,6 @@ std::vector<Point> points_of(const ScaleResults& results) {
       for (double TimeSplit::* part : {&TimeSplit::prefill, &TimeSplit::decode, &TimeSplit::sampling, &TimeSplit::collectives, &TimeSplit::idle, &TimeSplit::rows, &TimeSplit::host}) sum.*part += run->mean.*part;
     }
     p.steps = runs[0]->steps;
-    p.rounds = runs[0]->rounds;
     p.seconds = estimate(seconds);
     p.tokens_per_s = estimate(rates);
     const double all = sum.prefill + sum.decode + sum.sampling + sum.collectives + sum.idle + sum.rows + sum.host;
@@ -91,10 +90,11 @@ CostModel fit(std::vector<Point>& points, const ScaleResults& results) {
     if (p.kind == ScaleRun::sweep) swept.push_back(p.rows);
     most = std::max(most, p.ranks);
   }
+  const bool between = std::any_of(points.begin(), points.end(), [&](const Point& p) { return p.on_host > 1 && p.ranks < most; });  // else contention is fitted on the most ranks
   const std::int64_t held_rows = swept.size() > 2 ? swept[swept.size() / 2] : 0;
   std::vector<double> rows, prefill, step, jitter;
   for (Point& p : points) {
-    p.held_out = p.kind == ScaleRun::sweep ? p.rows == held_rows : p.kind == ScaleRun::strong || p.ranks == most;
+    p.held_out = p.kind == ScaleRun::sweep ? p.rows == held_rows : p.kind == ScaleRun::strong || (p.ranks == most && between);
     if (p.kind != ScaleRun::sweep || p.held_out) continue;
     rows.push_back(static_cast<double>(p.rows));
     prefill.push_back(p.prefill);
@@ -111,12 +111,12 @@ CostModel fit(std::vector<Point>& points, const ScaleResults& results) {
   double slower = 0, count = 0;
   for (const Point& p : points) {
     if (p.kind != ScaleRun::weak || p.held_out || p.on_host < 2) continue;
-    const CostModel::Parts alone = model.predict(p.ranks, 1, static_cast<double>(p.rows) / p.ranks, p.steps, p.rounds);
+    const CostModel::Parts alone = model.predict(p.ranks, 1, static_cast<double>(p.rows) / p.ranks, p.steps);
     slower += ((p.seconds.mean - alone.collectives - alone.idle) / alone.compute - 1) / (p.on_host - 1);
     ++count;
   }
   if (count > 0) model.contention = std::max(0.0, slower / count);
-  for (Point& p : points) p.predicted = model.predict(p.ranks, p.on_host, std::ceil(static_cast<double>(p.rows) / p.ranks), p.steps, p.rounds);
+  for (Point& p : points) p.predicted = model.predict(p.ranks, p.on_host, std::ceil(static_cast<double>(p.rows) / p.ranks), p.steps);
   return model;
 }
 
@@ -214,9 +214,9 @@ std::string write_scale_report(const ScaleResults& results, const fs::path& fold
                                  about["kvmesh"].get<std::string>(), about["device"].get<std::string>(), results.hosts, results.hosts == 1 ? "" : "s", about["prompt_len"].dump(), about["new_tokens"].dump(), about["repeat"].dump());
   text += "Model: `" + about["model"].dump() + "`\n\n## Strong: the same rows on more ranks\n\n" + table_of(points, ScaleRun::strong) + "![tokens a second](speed.svg) ![efficiency](efficiency.svg) ![time](split.svg)\n\n";
   text += "## Weak: as many rows on every rank\n\n" + table_of(points, ScaleRun::weak) + "## Cost model\n\n";
-  text += fmt::format("A run of b rows on the busiest rank takes (prefill(b) + steps · step(b)) · (1 + c · (ranks of its host − 1)) + rounds · (L · ⌈log₂ n⌉ + jitter · E[largest of n]):\n\n"
-                      "* prefill(b) = {:.3f} ms + {:.3f} ms · b, step(b) = {:.3f} ms + {:.4f} ms · b: least squares on one rank alone\n* contention c = {:.3f} a rank that shares the host: weak runs but those on the most ranks\n"
-                      "* L = {:.1f} µs: all_gather of 1 KiB a rank, median, over ⌈log₂ n⌉\n* jitter = {:.3f} ms: standard deviation of one rank's rounds\n\n![latency](latency.svg) ![predicted](predicted.svg)\n\n",
+  text += fmt::format("A run of b rows on the busiest rank takes (prefill(b) + steps · step(b)) · (1 + c · (ranks of its host − 1)) + rounds · (L · ⌈log₂ n⌉ + √4 · jitter · E[largest of n]), a round being 4 steps:\n\n"
+                      "* prefill(b) = {:.3f} ms + {:.3f} ms · b, step(b) = {:.3f} ms + {:.4f} ms · b: least squares on one rank alone\n* contention c = {:.3f} a rank that shares the host: weak runs that are not marked as held out\n"
+                      "* L = {:.1f} µs: all_gather of 1 KiB a rank, median, over ⌈log₂ n⌉\n* jitter = {:.3f} ms: standard deviation of one rank's steps\n\n![latency](latency.svg) ![predicted](predicted.svg)\n\n",
                       1e3 * model.prefill.at_zero, 1e3 * model.prefill.slope, 1e3 * model.step.at_zero, 1e3 * model.step.slope, model.contention, 1e6 * model.latency, 1e3 * model.jitter);
   text += "| run | ranks | rows | predicted | measured | measured / predicted | |\n|---|---|---|---|---|---|---|\n";
   for (const Point& p : points) {
@@ -239,9 +239,9 @@ std::string write_scale_report(const ScaleResults& results, const fs::path& fold
   Json extrapolated = Json::array();
   for (int n = 1; last && n <= largest; n *= 4) {
     const int sharing = std::min(n, on_host);
-    const CostModel::Parts one = model.predict(1, 1, static_cast<double>(per_rank), last->steps, last->rounds), weak = model.predict(n, sharing, static_cast<double>(per_rank), last->steps, last->rounds),
-                           all = model.predict(1, 1, static_cast<double>(strong_rows), last->steps, last->rounds),
-                           strong = model.predict(n, sharing, static_cast<double>(strong_rows / n), last->steps, last->rounds);
+    const CostModel::Parts one = model.predict(1, 1, static_cast<double>(per_rank), last->steps), weak = model.predict(n, sharing, static_cast<double>(per_rank), last->steps),
+                           all = model.predict(1, 1, static_cast<double>(strong_rows), last->steps),
+                           strong = model.predict(n, sharing, static_cast<double>(strong_rows / n), last->steps);
     text += fmt::format("| {} | {:.3f} | {:.2f} | {:.1f} % | {:.3f} | {:.2f} |\n", n, weak.seconds(), one.seconds() / weak.seconds(), 100 * (weak.collectives + weak.idle) / weak.seconds(), strong.seconds(),
                         all.seconds() / strong.seconds() / n);
     extrapolated.push_back({{"ranks", n}, {"weak_seconds", weak.seconds()}, {"weak_efficiency", one.seconds() / weak.seconds()}, {"strong_seconds", strong.seconds()}, {"strong_efficiency", all.seconds() / strong.seconds() / n}});

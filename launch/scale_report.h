@@ -18,9 +18,9 @@ struct ScaleRun {
   std::int64_t rows = 0;                            ///< in all
   double seconds = 0;                               ///< of the whole run
   double tokens = 0;                                ///< new ones
-  double steps = 0, rounds = 0;
+  double steps = 0;
   TimeSplit mean;                                   ///< of the ranks
-  double jitter = 0;                                ///< standard deviation of this rank's rounds (sweep)
+  double jitter = 0;                                ///< standard deviation of a step's seconds (sweep)
 };
 
 struct ScaleResults {

@@ -43,7 +43,13 @@ void add_job(Facts& facts, const GenerateCommandOptions& o, const Job& job, cons
 void settle_batch(GenerateCommandOptions& o, const Job& job, const Facts& facts, ProcessGroup& group) {
   constexpr std::int64_t most_rows = 1024;  // a rank; more make a step longer, not a token cheaper
   const MemoryNeeds needs = memory_needs(job.config, job.dtype, *job.device, o.generate.sync == Sync::logits);
-  std::int64_t free = job.device->free_bytes();
+  std::int64_t free = -1;
+  std::exception_ptr failed;  // to be thrown when no other rank waits for this one any more
+  try {
+    free = job.device->free_bytes();
+  } catch (const Error&) {
+    failed = std::current_exception();
+  }
   const bool own_memory = free >= 0;
   if (own_memory) {
     if (o.mesh.share_gpus) free /= group.local_size();
@@ -54,9 +60,12 @@ void settle_batch(GenerateCommandOptions& o, const Job& job, const Facts& facts,
     const std::int64_t usable = free / 10 * 9, rows = std::min(largest_batch(needs, usable, group.size()) / group.size(), most_rows);
     const std::int64_t common = -largest(group.world(), -rows);
     o.mesh.batch_size = o.generate.batch_size = std::max<std::int64_t>(common, 1) * group.size();
+    if (failed) std::rethrow_exception(failed);
     check(free >= 0, "--batch-size auto: this host does not tell how much memory is left; give a number");
     check_memory(needs, usable, group.size(), group.size());
     if (group.rank() == 0) fmt::print(stderr, "kvmesh: --batch-size auto: {} rows in flight\n", o.mesh.batch_size);
+  } else if (failed) {
+    std::rethrow_exception(failed);
   } else if (own_memory) {
     check_memory(needs, free, o.mesh.batch_size, group.size());
   }

@@ -44,11 +44,12 @@ TEST(ScaleModel, TheLargestOfMany) {
 }
 
 TEST(ScaleModel, WhatARunCosts) {
-  const CostModel model{.prefill = {1, 2}, .step = {0.5, 0.25}, .contention = 0.1, .latency = 0.01, .jitter = 0};
-  const CostModel::Parts one = model.predict(1, 1, 4, 10, 3), five = model.predict(5, 3, 4, 10, 3);
-  EXPECT_NEAR(one.seconds(), 1 + 8 + 10 * 1.5, 1e-12);
+  const CostModel model{.prefill = {1, 2}, .step = {0.5, 0.25}, .contention = 0.1, .latency = 0.01, .jitter = 0.02, .round = 4};
+  const CostModel::Parts one = model.predict(1, 1, 4, 12), five = model.predict(5, 3, 4, 12);
+  EXPECT_NEAR(one.seconds(), 1 + 8 + 12 * 1.5, 1e-12);
   EXPECT_NEAR(five.compute, one.compute * 1.2, 1e-12);
   EXPECT_NEAR(five.collectives, 3 * 0.01 * 3, 1e-12);
+  EXPECT_NEAR(five.idle, 3 * 0.02 * 2 * expected_largest(5), 1e-12);
 }
 
 }  // namespace

@@ -66,6 +66,13 @@ class Usage(CommandLineTest):
         self.assertEqual(self.run_command(*words, "--prompt", "a\udcff").returncode, 0)
         self.assertEqual(json.loads(self.path("no-text.jsonl").read_text())["prompt"], "a\ufffd")
 
+    def test_batches_that_cannot_be(self):
+        for batch in (0, -1, "many", "auto1", 2**21):
+            self.usage_error("generate", "--checkpoint", self.checkpoint, "--prompt", "a", "--batch-size", batch, parts=[f"--batch-size {batch}"])
+        for command in (["score", "--prompts", self.write("p", "{}")], ["verify", "--output", self.path("o")]):
+            self.usage_error(*command, "--checkpoint", self.checkpoint, "--batch-size", -1, parts=["--batch-size -1"])
+        self.usage_error("bench", "--checkpoint", self.checkpoint, "--batch", -1, parts=["--batch -1"])
+
     def test_bench_has_the_batch_it_was_given(self):
         figures = self.path("bench.json")
         done = self.run_command("bench", "--shape", "16,1,2,1,64,32", "--batch", 3, "--prompt-len", 4, "--new-tokens", 2, "--repeat", 1, "--json", figures)

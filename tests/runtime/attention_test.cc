@@ -2,7 +2,10 @@
 // wherever they lie in the ring and whatever lies beside them.
 #include "tests/runtime/device_testing.h"
 
+#include <sys/mman.h>
+
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 namespace kvmesh {
@@ -175,6 +178,52 @@ TEST(Attention, ARowsBitsDoNotDependOnRunsRingOrThreads) {
           const Tensor out = in_runs(*device, s, qkv, new_cache(*device, s, 3), 1, start, runs_of(tokens, length));
           ASSERT_TRUE(same_rows(out, 0, whole, 0, tokens)) << name_of(dtype) << ", head_dim " << s.head_dim << ", runs of " << length << ", start " << start;
         }
+      }
+    }
+  }
+}
+
+/// Not-a-numbers that end where memory ends: a read beyond them is a fault.
+Tensor at_a_guard(DType dtype, Shape shape) {
+  const Tensor values = filled(dtype, shape, NAN);
+  const std::size_t page = 4096, bytes = values.bytes(), pages = (bytes + page - 1) / page * page;
+  auto* const memory = static_cast<std::byte*>(mmap(nullptr, pages + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  check(memory != MAP_FAILED && mprotect(memory + pages, page, PROT_NONE) == 0, "no memory with a guard");
+  std::memcpy(memory + pages - bytes, values.raw(), bytes);
+  return {std::shared_ptr<void>(memory, [=](void* p) { munmap(p, pages + page); }), memory + pages - bytes, dtype, shape};
+}
+
+TEST(Attention, SmallRingsAreReadUpToTheirEnd) {
+  if (on_cuda()) GTEST_SKIP() << "the memory is the host's";
+  const auto device = test_device(1);
+  for (const DType dtype : float_types()) {
+    for (const std::int64_t size : {1, 5, 15, 16, 17, 40, 63, 64, 65, 100}) {
+      for (const Setting& s : {Setting{6, 2, 96, size, dtype}, {4, 2, 32, size, dtype, 9}, {2, 1, 10, size, dtype}}) {
+        const Tensor qkv = random_tensor(dtype, {size, s.width()}, 25);
+        const Tensor whole = in_runs(*device, s, qkv, new_cache(*device, s, 1), 0, 4 * size, {static_cast<std::int32_t>(size)});
+        for (const std::int64_t start : {4 * size, 5 * size - 1, 4 * size + size / 2}) {
+          const Shape shape{2, s.kv_heads, size, s.head_dim};
+          const Tensor out = in_runs(*device, s, qkv, {at_a_guard(dtype, shape), at_a_guard(dtype, shape)}, 1, start, runs_of(size, 1));
+          ASSERT_TRUE(same_rows(out, 0, whole, 0, size)) << name_of(dtype) << ", head_dim " << s.head_dim << ", size " << size << ", start " << start;
+        }
+      }
+    }
+  }
+}
+
+TEST(Attention, WhatATokenDoesNotSeeCannotHarmIt) {
+  if (on_cuda()) GTEST_SKIP() << "tensor cores multiply what is not seen by zero";
+  const auto device = test_device(1);
+  for (const DType dtype : float_types()) {
+    for (const Setting& s : {Setting{8, 4, 96, 90, dtype}, {4, 2, 20, 90, dtype, 12}}) {
+      const Tensor qkv = random_tensor(dtype, {80, s.width()}, 26);
+      for (const double broken : {static_cast<double>(INFINITY), static_cast<double>(NAN)}) {
+        for (std::int64_t i = 0; i < s.kv_heads * s.head_dim; i += 7) set(qkv, 40 * s.width() + (s.heads + s.kv_heads) * s.head_dim + i, broken);  // token 40's values
+        const Tensor before = in_runs(*device, s, qkv.slice(0, 40), new_cache(*device, s, 1), 0, s.size, {40});
+        const Tensor whole = in_runs(*device, s, qkv, new_cache(*device, s, 1), 0, s.size, {80}), single = in_runs(*device, s, qkv, new_cache(*device, s, 1), 0, s.size, runs_of(80, 1));
+        EXPECT_TRUE(same_rows(whole, 0, before, 0, 40)) << name_of(dtype) << ", head_dim " << s.head_dim;
+        EXPECT_TRUE(same_rows(single, 0, before, 0, 40)) << name_of(dtype) << ", head_dim " << s.head_dim;
+        for (std::int64_t t = 53; s.window >= 0 && t < 80; ++t) EXPECT_TRUE(std::isfinite(get(whole, t * s.heads * s.head_dim))) << t;  // out of the window again
       }
     }
   }

@@ -26,10 +26,15 @@ class TileAttention : public AttentionBlock {
       transpose_keys();
       products();
     }
-    read_values();
+    const bool finite = read_values({0, count_});
     prefetch(4);
     soften([&](std::int64_t r, const Floats(&x)[block_vectors]) { write_weights(r, x); });
-    weigh();
+    fade();
+    if (finite) {
+      weigh();
+    } else {
+      weigh_one_by_one();
+    }
   }
 
   void finish() {
@@ -104,8 +109,10 @@ class TileAttention : public AttentionBlock {
     char* copy = reinterpret_cast<char*>(s_.k);
     for (int g = 0; g < 4; ++g, copy += tile_height * row_bytes()) {
       const std::int64_t j = g * tile_height;
-      keys[g] = slot(t_.k, j);
-      if (slot(t_.k, j + tile_height - 1) - keys[g] == (tile_height - 1) * row_bytes()) continue;
+      if (j < count_ && (slot_ + j) % t_.size + tile_height <= t_.size) {
+        keys[g] = slot(t_.k, j);
+        continue;
+      }
       for (std::int64_t i = 0; i < tile_height && j + i < count_; ++i) {  // around the ring's end
         __builtin_memcpy(copy + i * row_bytes(), slot(t_.k, j + i), static_cast<std::size_t>(row_bytes()));
       }
@@ -142,23 +149,34 @@ class TileAttention : public AttentionBlock {
     }
   }
 
-  /// Two keys' values interleaved, [block / 2, width] words; zeros for keys that are not there.
-  void read_values() {
+  /// Two keys' values interleaved, [block / 2, width] words; zeros for keys that are not in `range`. Whether all are finite.
+  bool read_values(Range range) {
+    Ints infinite = {};
+    const auto look = [&](Words x) { infinite |= (x & 0x7f80u) == 0x7f80u; };
     for (std::int64_t j = 0; j < block; j += 2) {
       std::uint32_t* to = reinterpret_cast<std::uint32_t*>(s_.v) + j / 2 * s_.width;
       const char *even = slot(t_.v, j), *odd = slot(t_.v, j + 1);
-      const bool has_even = j < count_, has_odd = j + 1 < count_;
+      const bool has_even = range.begin <= j && j < range.end, has_odd = range.begin <= j + 1 && j + 1 < range.end;
       prefetch(64);
       std::int64_t i = 0;
       for (; i + lanes <= t_.head_dim; i += lanes) {
         const Words low = has_even ? widen_words(load<Halves>(even + 2 * i)) : Words{}, high = has_odd ? widen_words(load<Halves>(odd + 2 * i)) : Words{};
+        look(low);
+        look(high);
         store(to + i, low | high << 16);
       }
       for (; i < s_.width; ++i) {
         const bool real = i < t_.head_dim;
-        to[i] = (real && has_even ? load<std::uint16_t>(even + 2 * i) : 0u) | (real && has_odd ? load<std::uint16_t>(odd + 2 * i) : 0u) << 16;
+        const std::uint32_t low = real && has_even ? load<std::uint16_t>(even + 2 * i) : 0u, high = real && has_odd ? load<std::uint16_t>(odd + 2 * i) : 0u;
+        look(splat_word(low));
+        look(splat_word(high));
+        to[i] = low | high << 16;
       }
     }
+    for (int i = 0; i < lanes; ++i) {
+      if (infinite[i]) return false;
+    }
+    return true;
   }
 
   /// Into [rows / 16][upper halves, lower halves][value_spans][16][16] words.
@@ -172,13 +190,17 @@ class TileAttention : public AttentionBlock {
     }
   }
 
-  /// out = out · decay + Σ weight · value.
-  void weigh() {
+  /// out = out · decay.
+  void fade() const {
     for (std::int64_t r = 0; r < s_.rows; ++r) {
       if (s_.decay[r] == 1) continue;
       float* out = s_.out + r * s_.width;
       for (std::int64_t i = 0; i < s_.width; i += lanes) store(out + i, load<Floats>(out + i) * s_.decay[r]);
     }
+  }
+
+  /// out = out + Σ weight · value.
+  void weigh() {
     each_pair([&](std::int64_t r, std::int64_t rows) {
       if (seen(r + rows - 1).end <= 0) return;
       for (std::int64_t i = 0; i < s_.width; i += 32) {
@@ -197,6 +219,30 @@ class TileAttention : public AttentionBlock {
                          rows);
       }
     });
+  }
+
+  /// The same where some value is infinite or not a number: a weight of zero would not keep it from queries that do not see it.
+  void weigh_one_by_one() {
+    for (std::int64_t r = 0; r < s_.rows; ++r) {
+      const Range range = seen(r);
+      if (range.begin >= range.end) continue;
+      read_values(range);
+      tiles_.shape(1, 0);
+      for (std::int64_t i = 0; i < s_.width; i += 32) {
+        multiply_upper<2>({.x = s_.weight + r / tile_height * 2 * half_words + r % tile_height * span_words,
+                           .x_row = row_of_tile,
+                           .x_step = tile_words,
+                           .below = 0,
+                           .w = reinterpret_cast<const std::uint32_t*>(s_.v) + i,
+                           .w_row = s_.width * 4,
+                           .spans = value_spans,
+                           .rounds = 2,
+                           .sums = s_.out + r * s_.width + i,
+                           .sums_row = s_.width * 4,
+                           .more = true,
+                           .prefetch = {}});
+      }
+    }
   }
 };
 
