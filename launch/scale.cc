@@ -12,6 +12,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <fstream>
 #include <random>
 
 namespace kvmesh {
@@ -101,6 +102,8 @@ int scale_command(std::span<const std::string> args, ProcessGroup& group) {
     std::error_code error;
     std::filesystem::create_directories(o.report, error);
     if (error || !std::filesystem::is_directory(o.report)) fail(Fault::usage, "--report {}: {}", o.report.string(), error ? error.message() : "is not a folder");
+    const std::filesystem::path report = o.report / "report.md";  // known before anything runs
+    if (!std::ofstream(report, std::ios::app)) fail(Fault::usage, "--report {}: {} cannot be written", o.report.string(), report.string());
   });
   const Gpt& gpt = o.shape ? job.randomize(group) : job.load(o.mesh.checkpoint, group);
 

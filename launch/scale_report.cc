@@ -81,7 +81,7 @@ std::vector<Point> points_of(const ScaleResults& results) {
   return points;
 }
 
-/// Fits on one rank's sweep without its middle number of rows, on the meetings, and, for ranks that share a host, on the weak runs without the most ranks.
+/// Fits on one rank's sweep without its middle number of rows, on the meetings, and, for ranks that share a host, on weak runs: without the most ranks, if there are others.
 CostModel fit(std::vector<Point>& points, const ScaleResults& results) {
   CostModel model;
   std::vector<std::int64_t> swept;
@@ -90,11 +90,12 @@ CostModel fit(std::vector<Point>& points, const ScaleResults& results) {
     if (p.kind == ScaleRun::sweep) swept.push_back(p.rows);
     most = std::max(most, p.ranks);
   }
-  const bool between = std::any_of(points.begin(), points.end(), [&](const Point& p) { return p.on_host > 1 && p.ranks < most; });  // else contention is fitted on the most ranks
+  const bool between = std::any_of(points.begin(), points.end(), [&](const Point& p) { return p.on_host > 1 && p.ranks < most; });
+  const auto tells_contention = [&](const Point& p) { return p.kind == ScaleRun::weak && p.on_host > 1 && (p.ranks < most || !between); };
   const std::int64_t held_rows = swept.size() > 2 ? swept[swept.size() / 2] : 0;
   std::vector<double> rows, prefill, step, jitter;
   for (Point& p : points) {
-    p.held_out = p.kind == ScaleRun::sweep ? p.rows == held_rows : p.kind == ScaleRun::strong || (p.ranks == most && between);
+    p.held_out = p.kind == ScaleRun::sweep ? p.rows == held_rows : !tells_contention(p);
     if (p.kind != ScaleRun::sweep || p.held_out) continue;
     rows.push_back(static_cast<double>(p.rows));
     prefill.push_back(p.prefill);
@@ -110,7 +111,7 @@ CostModel fit(std::vector<Point>& points, const ScaleResults& results) {
   model.latency = latency;
   double slower = 0, count = 0;
   for (const Point& p : points) {
-    if (p.kind != ScaleRun::weak || p.held_out || p.on_host < 2) continue;
+    if (!tells_contention(p)) continue;
     const CostModel::Parts alone = model.predict(p.ranks, 1, static_cast<double>(p.rows) / p.ranks, p.steps);
     slower += ((p.seconds.mean - alone.collectives - alone.idle) / alone.compute - 1) / (p.on_host - 1);
     ++count;
@@ -233,7 +234,8 @@ std::string write_scale_report(const ScaleResults& results, const fs::path& fold
   constexpr int largest = 4096;
   const std::int64_t strong_rows = per_rank * largest;
   text += fmt::format("\n## Extrapolated\n\nAssumed: hosts as these, with {} rank{} each; rows of one length; a network on which a meeting of two ranks takes as long as here and one of n ranks ⌈log₂ n⌉ times that; rounds that\n"
-                      "differ independently between ranks, normally distributed. Nothing of this was measured. Weak: {} rows a rank; strong: {} rows in all.\n\n"
+                      "differ independently between ranks, normally distributed; times that go on along the fitted lines, also where they are asked for more rows than were measured. Nothing of this was\n"
+                      "measured, and no interval is given. Weak: {} rows a rank; strong: {} rows in all.\n\n"
                       "| ranks | weak: seconds | efficiency | collectives and idle | strong: seconds | efficiency |\n|---|---|---|---|---|---|\n",
                       on_host, on_host == 1 ? "" : "s", per_rank, strong_rows);
   Json extrapolated = Json::array();

@@ -49,7 +49,7 @@ class Scale(CommandLineTest):
                 alone = points[kind, 1, 8 if kind == "strong" else 2]
                 self.assertAlmostEqual(p["speedup"]["mean"], p["tokens_per_s"]["mean"] / alone["tokens_per_s"]["mean"])
                 self.assertAlmostEqual(p["efficiency"]["mean"], p["speedup"]["mean"] / ranks)
-        self.assertEqual({k for k, p in points.items() if p["held_out"]}, {("sweep", 1, 4), ("weak", 3, 6)} | {("strong", n, 8) for n in (1, 2, 3)})
+        self.assertEqual({k for k, p in points.items() if p["held_out"]}, {("sweep", 1, 4), ("weak", 1, 2), ("weak", 3, 6)} | {("strong", n, 8) for n in (1, 2, 3)})
         text = (folder / "report.md").read_text()
         for part in ("## Strong", "## Weak", "## Cost model", "## Extrapolated", "| 4096 |", "held out"):
             self.assertIn(part, text)
@@ -63,7 +63,7 @@ class Scale(CommandLineTest):
     def test_scale_usage(self):
         shape = ["scale", "--shape", SHAPE, "--prompt-len", 5]
         for words, part in ((["--ranks", "1,3", "--report", self.path("r")], "this job has 2 ranks"), (["--ranks", "1,x", "--report", self.path("r")], "--ranks 1,x"), ([], "--report DIR"),
-                            (["--batch", 1, "--report", self.path("r")], "--batch 1"), (["--new-tokens", 5, "--report", "/proc/none"], "--report /proc/none"),
+                            (["--batch", 1, "--report", self.path("r")], "--batch 1"), (["--new-tokens", 5, "--report", "/proc/none"], "--report /proc/none"), (["--new-tokens", 5, "--report", "/proc/self"], "--report /proc/self"),
                             (["--new-tokens", 60, "--report", self.path("r")], "context of 64")):
             self.assert_one_line_error(self.run_command(*shape, *words, ranks=2), 1, part)
 
