@@ -5,8 +5,6 @@
 #include <cmath>
 
 namespace kvmesh {
-namespace {
-
 // Angles position / theta^(2i/h) are taken in float64 and their cos and sin rounded once to float32: correct to the last place at
 // every position. (The original multiplies in float32 and loses up to 1e-4 rad near position 2048.)
 Tensor rope_table(Device& device, std::int64_t positions, std::int64_t head_dim, double theta) {
@@ -24,8 +22,6 @@ Tensor rope_table(Device& device, std::int64_t positions, std::int64_t head_dim,
   device.copy(table, out);
   return out;
 }
-
-}  // namespace
 
 Gpt::Gpt(ModelConfig config, DType dtype, GptWeights weights, Device& device)
     : config_(std::move(config)),

@@ -10,6 +10,9 @@
 
 namespace kvmesh {
 
+/// f32 [positions, head_dim]: cosines of head_dim / 2 angles, then their sines; row = position in the row. Computed in float64.
+Tensor rope_table(Device& device, std::int64_t positions, std::int64_t head_dim, double theta);
+
 class Gpt {
  public:
   /// Tokens that go through the layers at once; longer passes are cut into such chunks. Bounds the activations' memory.

@@ -63,6 +63,8 @@ std::int64_t expect_heads(const char* op, const Tensor& q, const Heads& h) {
 
 }  // namespace
 
+TrainOps& Device::train_ops() { fail(Fault::usage, "training is not there for {} yet", describe()); }
+
 void Device::gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out) {
   expect_floats("gather_rows", "the table", table, 2);
   if (ids.shape().rank() != 1) fail(Fault::usage, "gather_rows: ids is {}, expected int32 with 1 dimension", show(ids));

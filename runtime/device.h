@@ -50,6 +50,8 @@ struct SampleOut {
   Tensor top_ids;    // i32 [R, N] the N best, best first, ties by lower id; undefined when N = 0
 };
 
+class TrainOps;
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -72,6 +74,9 @@ class Device {
 
   /// Bytes that are free in the device's own memory; -1: it works in the host's.
   virtual std::int64_t free_bytes() const { return -1; }
+
+  /// What training needs besides (runtime/train_ops.h); owned by the device. An Error where that is not there.
+  virtual TrainOps& train_ops();
 
   /// Uninitialized memory of the device.
   virtual Tensor empty(DType dtype, Shape shape) = 0;

@@ -22,7 +22,15 @@ const Kernels& kernels_of(Isa isa) {
   }
 }
 
-/// This thread's scratch memory, 64-byte aligned, of at least `bytes`; overwritten by the next call's owner.
+/// Element `element` of t.
+std::byte* at(const Tensor& t, std::int64_t element) {
+  return static_cast<std::byte*>(t.raw()) + element * static_cast<std::int64_t>(size_of(t.dtype()));
+}
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
 void* scratch(std::size_t bytes) {
   struct Memory {
     void* data = nullptr;
@@ -42,16 +50,7 @@ void* scratch(std::size_t bytes) {
   return memory.data;
 }
 
-/// Element `element` of t.
-std::byte* at(const Tensor& t, std::int64_t element) {
-  return static_cast<std::byte*>(t.raw()) + element * static_cast<std::int64_t>(size_of(t.dtype()));
-}
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
-}  // namespace
-
-CpuDevice::CpuDevice(int threads) : kernels_(kernels_of(isa())), pool_(threads > 0 ? threads : available_cpus()) {}
+CpuDevice::CpuDevice(int threads) : kernels_(kernels_of(isa())), pool_(threads > 0 ? threads : available_cpus()), train_ops_(kernels_, pool_) {}
 
 std::string CpuDevice::describe() const {
   return fmt::format("cpu ({}, {} thread{})", isa_names[static_cast<int>(isa())], pool_.size(), pool_.size() == 1 ? "" : "s");

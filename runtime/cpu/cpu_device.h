@@ -1,8 +1,7 @@
 // The CPU as a device: host memory, a thread pool, and the kernels of the best instruction set.
 #pragma once
 
-#include "runtime/cpu/kernels/table.h"
-#include "runtime/cpu/thread_pool.h"
+#include "runtime/cpu/cpu_train.h"
 #include "runtime/device.h"
 
 namespace kvmesh::cpu {
@@ -20,6 +19,7 @@ class CpuDevice final : public Device {
   Tensor resident(const Tensor& host) override { return host; }
   Pass prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted) override;
   std::size_t weight_bytes(DType dtype, std::int64_t k, std::int64_t n) const override;
+  TrainOps& train_ops() override { return train_ops_; }
   void pack_weight(const Tensor& source, DType dtype, void* target) const override;
 
  private:
@@ -35,6 +35,7 @@ class CpuDevice final : public Device {
 
   const Kernels& kernels_;
   mutable ThreadPool pool_;
+  CpuTrainOps train_ops_;
 };
 
 }  // namespace kvmesh::cpu

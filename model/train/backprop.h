@@ -1,0 +1,80 @@
+// The loss of a micro-batch and its gradient: the forward pass of model/gpt.h, operation for operation, with what the backward pass
+// needs kept (or computed again: recompute), and that pass.
+#pragma once
+
+#include "model/gpt.h"
+#include "model/train/batch.h"
+#include "model/train/parameters.h"
+#include "runtime/train_ops.h"
+
+#include <vector>
+
+namespace kvmesh {
+
+/// The sum of -log p(target) over a batch's tokens that have a target, and how many have.
+struct LossSum {
+  double nats = 0;
+  std::int64_t tokens = 0;
+};
+
+class Backprop {
+ public:
+  struct Options {
+    std::int64_t rows = 1;   ///< of a micro-batch, at most
+    bool recompute = false;  ///< keep only what enters each block, and compute the rest again
+  };
+  /// `dtype`: of weights in products, and of activations. `device` outlives it.
+  Backprop(const ModelConfig& config, DType dtype, Device& device, const ParamLayout& layout, const Options& options);
+
+  /// Packs new values [layout.size]; the next passes use them.
+  void set_parameters(const Tensor& vector);
+
+  /// Logits are those of Gpt::forward with the same tokens.
+  LossSum loss(const TrainBatch& batch);
+  /// Writes the gradient of scale · nats to all of `gradient` f32 [layout.size].
+  LossSum loss_and_gradient(const TrainBatch& batch, float scale, const Tensor& gradient);
+
+  /// The model with the present parameters, sharing their memory.
+  Gpt gpt() const { return {config_, dtype_, weights_, device_}; }
+
+  /// Floating-point operations of one token's step, forward and backward, attention with `keys` keys on average included.
+  static double flops_per_token(const ModelConfig& config, double keys);
+
+ private:
+  struct Turned {  // weights with k and n exchanged, for gradients of what they multiply
+    Weight qkv, wo, fc1, fc2;
+  };
+  struct Activations {
+    Tensor qkv, q, attended, middle, hidden;  // [T, (H + 2·K)·h], [T, H·h] twice, [T, D] after attention, [T, 4·D]
+    LayerCache cache;
+  };
+
+  Weight packed(const Tensor& x);
+  const Activations& activations(std::size_t layer) const { return kept_[recompute_ ? 0 : layer]; }
+  void block_forward(std::size_t layer, const Tensor& x);
+  void block_backward(std::size_t layer, const Tensor& gradient);
+  void weight_gradient(const Tensor& x, const Weight& dy, const Tensor& out, bool more = false);
+  LossSum run(const TrainBatch& batch, float scale, const Tensor* gradient);
+
+  ModelConfig config_;
+  DType dtype_;
+  Device& device_;
+  TrainOps& ops_;
+  const ParamLayout& layout_;
+  bool recompute_;
+  std::int64_t capacity_, head_tokens_;  // tokens of a micro-batch; of a chunk that meets the vocabulary
+  std::vector<ModelConfig::Layer> layers_;
+  Tensor rope_;
+  GptWeights weights_;
+  std::vector<Turned> turned_;
+  Weight turned_head_;
+  std::vector<Activations> kept_;
+  std::vector<Tensor> inputs_;  // [L + 1] of [capacity, D]: what enters each block, and what leaves the last one
+  // Of one pass or less; each [capacity, …].
+  Tensor normed_, dx_, dx_low_, dwide_, dq_, dk_, dv_, dheads_, dnormed_;
+  Tensor transposed_, packed_, logits_, dlogits_, losses_, turned_source_;
+  Pass pass_;
+  std::int64_t tokens_ = 0;
+};
+
+}  // namespace kvmesh

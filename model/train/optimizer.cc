@@ -1,0 +1,196 @@
+#include "model/train/optimizer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+namespace kvmesh {
+namespace {
+
+constexpr std::int64_t block = 1 << 14;  // elements of a square sum; cuts are whole blocks from a matrix's beginning
+
+Tensor rows_of(const Tensor& buffer, std::int64_t rows, std::int64_t columns) {
+  return buffer.view({buffer.numel()}).slice(0, rows * columns).view({rows, columns});
+}
+
+/// What is made orthogonal as one: [height, width] with height ≤ width, `heads` of them one above the other, after a transposition of the whole if `turned`.
+struct Blocks {
+  std::int64_t height, width;
+  bool turned;
+};
+Blocks blocks_of(const Matrix& m) {
+  const std::int64_t rows = m.heads_are_rows ? m.rows / m.heads : m.rows, cols = m.heads_are_rows ? m.cols : m.cols / m.heads;
+  const bool turned = !m.heads_are_rows && (m.heads > 1 || rows > cols);
+  return turned ? Blocks{cols, rows, true} : Blocks{rows, cols, false};
+}
+
+/// Work for one element, in elements that AdamW moves: Newton and Schulz's products beside reading and writing memory.
+double work_of(const Matrix& m, const OptimizerOptions& o) {
+  if (!o.muon || m.group != Group::rest) return 1;
+  const Blocks b = blocks_of(m);
+  constexpr double flops_per_element = 500;
+  return 1 + o.newton_schulz_steps * static_cast<double>(b.height) * (4 + 2 * static_cast<double>(b.height) / static_cast<double>(b.width)) / flops_per_element;
+}
+
+std::vector<Range> divide(const ParamLayout& layout, const OptimizerOptions& o, int ranks) {
+  double total = 0;
+  for (const Matrix& m : layout.matrices) total += work_of(m, o) * static_cast<double>(m.size());
+  std::vector<Range> owners;
+  std::int64_t begin = 0;
+  for (int r = 1; r < ranks; ++r) {
+    const double target = total * r / ranks;
+    double before = 0;
+    std::int64_t cut = layout.size;
+    for (const Matrix& m : layout.matrices) {
+      const double work = work_of(m, o), all = work * static_cast<double>(m.size());
+      if (before + all < target) {
+        before += all;
+        continue;
+      }
+      const bool whole = o.muon && m.group == Group::rest;
+      const double share = (target - before) / all;
+      cut = m.offset;
+      if (whole ? share > 0.5 : false) cut = m.offset + (m.size() + 15) / 16 * 16;
+      else if (!whole) cut += std::min(static_cast<std::int64_t>(share * static_cast<double>(m.size())) / block * block, m.size() / 16 * 16);
+      break;
+    }
+    cut = std::max(cut, begin);
+    owners.push_back({begin, cut});
+    begin = cut;
+  }
+  owners.push_back({begin, layout.size});
+  return owners;
+}
+
+/// f(matrix, its part that lies in `range`).
+template <typename F>
+void each_part(const ParamLayout& layout, Range range, const F& f) {
+  for (const Matrix& m : layout.matrices) {
+    const Range part{std::max(m.offset, range.begin), std::min(m.offset + m.size(), range.end)};
+    if (part.begin < part.end) f(m, part);
+  }
+}
+
+}  // namespace
+
+double scheduled_lr(const OptimizerOptions& o, std::int64_t step) {
+  const auto t = static_cast<double>(step), warmup = static_cast<double>(o.warmup);
+  if (step < o.warmup) return o.floor + (o.lr - o.floor) * t / warmup;
+  const double length = std::max(1.0, std::max(1.0, static_cast<double>(o.steps) - warmup) - warmup);
+  const double cosine = 0.5 * (1 + std::cos(std::numbers::pi * std::min(t - warmup, length) / length));
+  return o.floor + (o.lr - o.floor) * cosine;
+}
+
+Optimizer::Optimizer(const ModelConfig& config, const ParamLayout& layout, Device& device, const OptimizerOptions& options, int rank, int ranks)
+    : layout_(layout), device_(device), ops_(device.train_ops()), options_(options), width_scale_(1 / std::sqrt(static_cast<double>(config.d_emb) / 768)), rank_(rank),
+      owners_(divide(layout, options, ranks)) {
+  m_ = device.empty(DType::f32, {own().size()});
+  v_ = device.empty(DType::f32, {own().size()});
+  ops_.zero(m_);
+  ops_.zero(v_);
+  std::int64_t largest = 0, height = 0, area = 0, packed = 1, turned = 1;
+  each_part(layout, own(), [&](const Matrix& m, Range) {
+    if (!options.muon || m.group != Group::rest) return;
+    const Blocks b = blocks_of(m);
+    largest = std::max(largest, m.size());
+    height = std::max(height, b.height);
+    area = std::max(area, b.height * b.width);
+    packed = std::max({packed, static_cast<std::int64_t>(device.weight_bytes(DType::f32, b.height, b.width)), static_cast<std::int64_t>(device.weight_bytes(DType::f32, b.height, b.height))});
+    turned = std::max(turned, static_cast<std::int64_t>(device.weight_bytes(DType::f32, b.width, b.height)));
+  });
+  if (largest == 0) return;
+  update_ = device.empty(DType::f32, {largest});
+  turned_ = device.empty(DType::f32, {largest});
+  gram_ = device.empty(DType::f32, {height, height});
+  square_ = device.empty(DType::f32, {height, height});
+  product_ = device.empty(DType::f32, {area});
+  transposed_ = device.empty(DType::f32, {area});
+  packed_ = device.empty(DType::u8, {packed});
+  packed_turned_ = device.empty(DType::u8, {turned});
+}
+
+Tensor Optimizer::square_sums(const Tensor& gradient) const {
+  std::vector<double> sums;
+  each_part(layout_, own(), [&](const Matrix&, Range part) {
+    for (std::int64_t at = part.begin; at < part.end; at += block) {
+      sums.push_back(ops_.sum_squares(gradient.slice(at - own().begin, std::min(at + block, part.end) - own().begin)));
+    }
+  });
+  const Tensor out = host_tensor(DType::f64, {std::ssize(sums)});
+  std::copy(sums.begin(), sums.end(), out.data<double>());
+  return out;
+}
+
+std::vector<std::int64_t> Optimizer::square_counts() const {
+  std::vector<std::int64_t> counts;
+  for (const Range& owner : owners_) {
+    counts.push_back(0);
+    each_part(layout_, owner, [&](const Matrix&, Range part) { counts.back() += (part.size() + block - 1) / block; });
+  }
+  return counts;
+}
+
+Weight Optimizer::pack(const Tensor& x, Tensor& memory) {
+  const Weight weight{x.size(0), x.size(1), DType::f32, memory.slice(0, static_cast<std::int64_t>(device_.weight_bytes(DType::f32, x.size(0), x.size(1))))};
+  ops_.pack(x, weight);
+  return weight;
+}
+
+void Optimizer::orthogonalize(const Tensor& x) {
+  constexpr float a = 3.4445f, b = -4.775f, c = 2.0315f;
+  const std::int64_t height = x.size(0), width = x.size(1);
+  const Tensor turned = rows_of(transposed_, width, height), gram = rows_of(gram_, height, height), square = rows_of(square_, height, height),
+               product = rows_of(product_, height, width);
+  ops_.scale_add(0, x, 1 / (static_cast<float>(std::sqrt(ops_.sum_squares(x))) + 1e-8f), x);
+  for (int i = 0; i < options_.newton_schulz_steps; ++i) {
+    ops_.transpose(x, turned);
+    device_.linear(x, pack(turned, packed_turned_), Epilogue::none, gram);
+    device_.linear(gram, pack(gram, packed_), Epilogue::none, square);
+    ops_.scale_add(b, gram, c, square);
+    device_.linear(square, pack(x, packed_), Epilogue::none, product);
+    ops_.scale_add(1, product, a, x);
+  }
+}
+
+void Optimizer::muon(const Matrix& m, const Tensor& update) {
+  const Blocks b = blocks_of(m);
+  const Tensor flat = rows_of(b.turned ? turned_ : update, m.size() / b.width, b.width);
+  if (b.turned) ops_.transpose(update, rows_of(turned_, m.cols, m.rows));
+  for (std::int64_t i = 0; i < m.heads; ++i) orthogonalize(flat.slice(i * b.height, (i + 1) * b.height));
+  if (b.turned) ops_.transpose(rows_of(turned_, m.cols, m.rows), update);
+}
+
+void Optimizer::step(std::int64_t step, const Tensor& gradient, float scale, const Tensor& vector) {
+  const double lr = scheduled_lr(options_, step), share = options_.schedule_all ? lr / options_.lr : 1, t = static_cast<double>(step + 1);
+  each_part(layout_, own(), [&](const Matrix& m, Range part) {
+    const auto of_own = [&](const Tensor& x) { return x.slice(part.begin - own().begin, part.end - own().begin); };
+    const Tensor p = vector.slice(part.begin, part.end), g = of_own(gradient);
+    const bool rest = m.group == Group::rest;
+    const Decay decay{rest ? static_cast<float>(lr * options_.weight_decay) : 0, options_.rule};
+    if (!rest || !options_.muon) {
+      const double rate = rest ? lr : share * width_scale_ * (m.group == Group::embed ? options_.embed_lr : options_.head_lr);
+      ops_.adamw({.lr = static_cast<float>(rate),
+                  .beta1 = static_cast<float>(options_.beta1),
+                  .beta2 = static_cast<float>(options_.beta2),
+                  .eps = static_cast<float>(options_.eps),
+                  .correction1 = static_cast<float>(1 - std::pow(options_.beta1, t)),
+                  .correction2 = static_cast<float>(1 - std::pow(options_.beta2, t)),
+                  .scale = scale,
+                  .decay = decay},
+                 p, g, of_own(m_), of_own(v_));
+      return;
+    }
+    const Tensor update = rows_of(update_, m.rows, m.cols);
+    ops_.momentum({.beta = static_cast<float>(options_.momentum),
+                   .correction_m = static_cast<float>(1 - std::pow(options_.momentum, t + 1)),
+                   .correction_g = static_cast<float>(1 - std::pow(options_.momentum, t)),
+                   .scale = scale},
+                  g, of_own(m_), update);
+    muon(m, update);
+    const Blocks b = blocks_of(m);
+    const double rows = static_cast<double>(b.turned ? b.width : b.height), cols = static_cast<double>(b.turned ? b.height : b.width);
+    ops_.apply(decay, static_cast<float>(lr * std::sqrt(std::max(1.0, cols / rows))), p, update);
+  });
+}
+
+}  // namespace kvmesh

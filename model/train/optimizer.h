@@ -1,0 +1,70 @@
+// AdamW and Muon over the ranks of a job: every rank owns a stretch of the parameter vector, with its optimizer state, and updates that.
+// Groups, rates and formulas are the original program's, which are optax's; the arithmetic of a parameter does not depend on who owns it.
+#pragma once
+
+#include "comm/sharding.h"
+#include "model/train/parameters.h"
+#include "runtime/train_ops.h"
+
+#include <span>
+#include <vector>
+
+namespace kvmesh {
+
+struct OptimizerOptions {
+  bool muon = true;        ///< for the matrices of the blocks; else AdamW there too
+  double lr = 0.02;        ///< peak, of the blocks' matrices
+  double floor = 0.0002;   ///< where the warm-up begins and the cosine ends
+  std::int64_t warmup = 0, steps = 1;  ///< the cosine ends `warmup` steps before the last, as the original's does
+  double embed_lr = 0.2, head_lr = 0.004;  ///< constant; both for a width of 768, else times (d_emb / 768)^-½
+  bool schedule_all = false;               ///< embedding and head follow the blocks' schedule, as a share of its peak
+  double beta1 = 0.8, beta2 = 0.95, eps = 1e-10;
+  double momentum = 0.95;
+  int newton_schulz_steps = 5;
+  double weight_decay = 0.01;  ///< of the blocks' matrices, times the learning rate
+  DecayRule rule = DecayRule::cautious;
+  double clip = 1;  ///< the gradient's norm, at most; 0: no limit
+};
+
+/// The blocks' learning rate of step 0, 1, …: optax's warmup_cosine_decay_schedule.
+double scheduled_lr(const OptimizerOptions& options, std::int64_t step);
+
+class Optimizer {
+ public:
+  /// `group` ranks; this is `rank`. layout and device outlive it.
+  Optimizer(const ModelConfig& config, const ParamLayout& layout, Device& device, const OptimizerOptions& options, int rank, int ranks);
+
+  /// Which elements each rank owns; in order, without gaps, about equal in work. Cuts go only between Muon's matrices.
+  std::span<const Range> owners() const { return owners_; }
+  Range own() const { return owners_[static_cast<std::size_t>(rank_)]; }
+
+  /// The state of own(): momentum, and AdamW's second moment (zero where Muon rules), f32.
+  const Tensor& m() const { return m_; }
+  const Tensor& v() const { return v_; }
+
+  /// Sums of squares of own gradients, f64, one a block of the vector; their number by rank. All ranks' blocks in order, added one by one, are the squared norm.
+  Tensor square_sums(const Tensor& gradient) const;
+  std::vector<std::int64_t> square_counts() const;
+
+  /// Step 0, 1, …: own gradient f32 [own] times `scale` moves own parameters (`vector` is all of them).
+  void step(std::int64_t step, const Tensor& gradient, float scale, const Tensor& vector);
+
+ private:
+  void muon(const Matrix& matrix, const Tensor& update);
+  void orthogonalize(const Tensor& x);
+  Weight pack(const Tensor& x, Tensor& memory);
+
+  const ParamLayout& layout_;
+  Device& device_;
+  TrainOps& ops_;
+  OptimizerOptions options_;
+  double width_scale_;
+  int rank_;
+  std::vector<Range> owners_;
+  Tensor m_, v_;
+  Tensor update_, turned_;            // one matrix, and transposed
+  Tensor gram_, square_, product_;    // of the largest block that is made orthogonal
+  Tensor packed_, packed_turned_, transposed_;
+};
+
+}  // namespace kvmesh

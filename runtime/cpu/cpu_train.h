@@ -1,0 +1,44 @@
+// Training's operations on the CPU.
+#pragma once
+
+#include "runtime/cpu/kernels/table.h"
+#include "runtime/cpu/kernels/train_table.h"
+#include "runtime/cpu/thread_pool.h"
+#include "runtime/train_ops.h"
+
+namespace kvmesh::cpu {
+
+/// This thread's scratch memory, 64-byte aligned, of at least `bytes`; overwritten by the next call's owner.
+void* scratch(std::size_t bytes);
+
+class CpuTrainOps final : public TrainOps {
+ public:
+  /// Both outlive it.
+  CpuTrainOps(const Kernels& kernels, ThreadPool& pool);
+
+  void pack(const Tensor& source, const Weight& target) override;
+  void transpose(const Tensor& x, const Tensor& out) override;
+  void convert(const Tensor& x, const Tensor& out) override;
+  void zero(const Tensor& x) override;
+  void rms_norm_backward(const Tensor& x, const Tensor& dy, float eps, const Tensor& dx, const Tensor& rounded) override;
+  void norm_rope_backward(const Tensor& qkv, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Pass& pass, const LayerCache& cache,
+                          const Tensor& rope, float eps, const Tensor& dqkv) override;
+  void attention_backward(const Tensor& q, const Pass& pass, const LayerCache& cache, std::int64_t window, const Tensor& out, const Tensor& dout,
+                          const Tensor& dq, const Tensor& dk, const Tensor& dv) override;
+  void relu_squared_backward(const Tensor& hidden, const Tensor& dhidden) override;
+  void cross_entropy(const Tensor& logits, const Tensor& targets, float cap, float scale, const Tensor& losses, const Tensor& dlogits) override;
+  void scatter_rows(const Tensor& ids, const Tensor& dx, const Tensor& table) override;
+  void add(const Tensor& inout, const Tensor& x) override;
+  double sum_squares(const Tensor& x) override;
+  void adamw(const AdamwStep& step, const Tensor& p, const Tensor& g, const Tensor& m, const Tensor& v) override;
+  void momentum(const MuonStep& step, const Tensor& g, const Tensor& m, const Tensor& update) override;
+  void apply(const Decay& decay, float rate, const Tensor& p, const Tensor& update) override;
+  void scale_add(float a, const Tensor& x, float b, const Tensor& out) override;
+
+ private:
+  const Kernels& kernels_;
+  const TrainKernels& train_;
+  ThreadPool& pool_;
+};
+
+}  // namespace kvmesh::cpu

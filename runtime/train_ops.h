@@ -1,0 +1,51 @@
+// What training needs of a device beyond device.h: gradients of its operations, the loss, and the optimizers' steps. Rows, threads and
+// order as there: a result's bits depend on the operands alone. Gradients of activations have the activations' dtype; gradients of
+// weights, optimizer state and sums are float32. Shapes: T tokens, D width, H query and K key heads of h elements, V vocabulary.
+#pragma once
+
+#include "runtime/device.h"
+#include "runtime/train_structs.h"
+
+namespace kvmesh {
+
+class TrainOps {
+ public:
+  virtual ~TrainOps() = default;
+
+  /// Packs source [k, n] (f32, or the weight's dtype) for linear(); `target` has its size, dtype and memory.
+  virtual void pack(const Tensor& source, const Weight& target) = 0;
+  /// out [c, r] = x [r, c]ᵀ; out's dtype is x's or bf16.
+  virtual void transpose(const Tensor& x, const Tensor& out) = 0;
+  /// f32 → bf16 or a copy.
+  virtual void convert(const Tensor& x, const Tensor& out) = 0;
+  virtual void zero(const Tensor& x) = 0;
+
+  /// dx f32 [T, D] += gradient that reaches x through rms_norm(x); `rounded`, if defined, is the sum as bf16.
+  virtual void rms_norm_backward(const Tensor& x, const Tensor& dy, float eps, const Tensor& dx, const Tensor& rounded) = 0;
+  /// dq [T, H·h], dk and dv [T, K·h] → dqkv [T, (H + 2·K)·h]; qkv is what norm_rope_append was given.
+  virtual void norm_rope_backward(const Tensor& qkv, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Pass& pass, const LayerCache& cache,
+                                  const Tensor& rope, float eps, const Tensor& dqkv) = 0;
+  /// out and dout [T, H·h] of attention(q, pass, cache, window); dq [T, H·h], dk and dv [T, K·h]. Every segment begins its row, and none wraps around the ring.
+  virtual void attention_backward(const Tensor& q, const Pass& pass, const LayerCache& cache, std::int64_t window, const Tensor& out, const Tensor& dout,
+                                  const Tensor& dq, const Tensor& dk, const Tensor& dv) = 0;
+  /// dhidden *= 2 · sqrt(hidden), where hidden = max(x, 0)².
+  virtual void relu_squared_backward(const Tensor& hidden, const Tensor& dhidden) = 0;
+  /// losses f64 [R] of logits f32 [R, V] after the soft cap (0: none): -log p(target), 0 for a target of -1. dlogits [R, V], if defined: the gradient of
+  /// scale · loss before the cap.
+  virtual void cross_entropy(const Tensor& logits, const Tensor& targets, float cap, float scale, const Tensor& losses, const Tensor& dlogits) = 0;
+  /// table f32 [V, D] += rows of dx f32 [T, D], in the order of the tokens.
+  virtual void scatter_rows(const Tensor& ids, const Tensor& dx, const Tensor& table) = 0;
+
+  // On f32 tensors of one size.
+  virtual void add(const Tensor& inout, const Tensor& x) = 0;
+  virtual double sum_squares(const Tensor& x) = 0;
+  virtual void adamw(const AdamwStep& step, const Tensor& p, const Tensor& g, const Tensor& m, const Tensor& v) = 0;
+  /// m = beta · m + (1 - beta) · g; update: Nesterov's.
+  virtual void momentum(const MuonStep& step, const Tensor& g, const Tensor& m, const Tensor& update) = 0;
+  /// p -= rate · update, and decay.
+  virtual void apply(const Decay& decay, float rate, const Tensor& p, const Tensor& update) = 0;
+  /// out = a · x + b · out.
+  virtual void scale_add(float a, const Tensor& x, float b, const Tensor& out) = 0;
+};
+
+}  // namespace kvmesh
