@@ -1,12 +1,9 @@
 // Safetensors, writing: one file or shards with an index.
 #include "model/json_file.h"
+#include "model/new_file.h"
 #include "model/safetensors.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -29,54 +26,6 @@ std::string_view dtype_name(DType dtype) {
     default: return "U8";
   }
 }
-
-/// A file that appears under its name when commit() returns, and otherwise leaves nothing behind.
-class NewFile {
- public:
-  explicit NewFile(const std::filesystem::path& target) : target_(target), name_(target.string() + ".tmp-" + std::to_string(getpid())) {
-    fd_ = open(name_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    must(fd_ >= 0);
-  }
-  ~NewFile() {
-    if (fd_ >= 0) close(fd_);
-    if (!done_) unlink(name_.c_str());
-  }
-  NewFile(const NewFile&) = delete;
-  NewFile& operator=(const NewFile&) = delete;
-
-  void write(const void* data, std::size_t bytes) {
-    const auto* p = static_cast<const char*>(data);
-    while (bytes > 0) {
-      const ssize_t n = ::write(fd_, p, bytes);
-      if (n < 0 && errno == EINTR) continue;
-      must(n > 0);
-      p += n;
-      bytes -= static_cast<std::size_t>(n);
-    }
-  }
-
-  void commit() {
-    must(fsync(fd_) == 0);
-    must(rename(name_.c_str(), target_.c_str()) == 0);
-    done_ = true;
-    const auto parent = target_.parent_path();
-    const int folder = open(parent.empty() ? "." : parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    must(folder >= 0);
-    const bool flushed = fsync(folder) == 0;
-    close(folder);
-    must(flushed);
-  }
-
- private:
-  void must(bool ok) const {
-    if (!ok) fail(Fault::io, "{}: cannot be written: {}", target_.string(), std::strerror(errno));
-  }
-
-  std::filesystem::path target_;
-  std::string name_;
-  int fd_ = -1;
-  bool done_ = false;
-};
 
 std::string header_text(const std::filesystem::path& file, std::span<const NamedTensor> tensors) {
   json header = {{"__metadata__", {{"format", "kvmesh"}}}};
