@@ -16,6 +16,7 @@ int doctor_command(std::span<const std::string> args, ProcessGroup& group);
 int verify_command(std::span<const std::string> args, ProcessGroup& group);
 int bench_command(std::span<const std::string> args, ProcessGroup& group);
 int scale_command(std::span<const std::string> args, ProcessGroup& group);
+int train_command(std::span<const std::string> args, ProcessGroup& group);
 
 // In one process, without MPI.
 int tokenize_command(std::span<const std::string> args);

@@ -25,6 +25,7 @@ using namespace kvmesh;
 constexpr const char* usage =
     "Usage: kvmesh COMMAND [options]        (kvmesh COMMAND --help lists the options)\n"
     "  generate   complete a file of prompts, on all ranks: mpirun -np N kvmesh generate …\n"
+    "  train      train a model on token shards, on all ranks\n"
     "  doctor     what is wrong with a job, before it starts: generate's options behind the same mpirun or srun\n"
     "  score      log-likelihoods of given completions, on all ranks\n"
     "  verify     compute rows of a finished output again, on all ranks, and compare\n"
@@ -114,9 +115,9 @@ int main(int argc, char** argv) {
   const std::vector<std::string> words(argv + 1, argv + argc);
   const std::string command = words.empty() ? "" : words[0];
   const std::span<const std::string> args = std::span(words).subspan(words.empty() ? 0 : 1);
-  if (command == "generate") {
+  if (command == "generate" || command == "train") {
     catch_stop_signals();  // before MPI starts, which takes a while: a job that is preempted then ends in order as well
-    return run_on_mesh(generate_command, args, argc, argv);
+    return run_on_mesh(command == "train" ? train_command : generate_command, args, argc, argv);
   }
   if (command == "score") return run_on_mesh(score_command, args, argc, argv);
   if (command == "doctor") return run_on_mesh(doctor_command, args, argc, argv);

@@ -74,9 +74,13 @@ void add_mesh_options(po::options_description& options, MeshOptions& mesh, std::
       ("dtype", value(mesh.dtype, "TYPE"), "float32, bfloat16, or auto: config.json's")                            //
       ("mesh", value(mesh.mesh, "x=N"), "the mesh's axes; their product is the number of ranks")                   //
       ("threads", value(mesh.threads, "N"), "CPU threads a rank; 0: the cores it may use, shared with the host's other ranks")  //
-      ("pack-cache", value(mesh.pack_cache, "DIR"), "keep the packed weights in this folder for the next start; beside: in .kvmesh in the checkpoint's folder")  //
       ("share-gpus", po::bool_switch(&mesh.share_gpus), "ranks may share a GPU where they outnumber a host's: slow, for trying")  //
       ("comm-timeout", value(mesh.comm_timeout, "SECONDS"), "no rank waits longer for another");
+}
+
+void add_cache_option(po::options_description& options, MeshOptions& mesh) {
+  options.add_options()("pack-cache", value(mesh.pack_cache, "DIR"),
+                        "keep the packed weights in this folder for the next start; beside: in .kvmesh in the checkpoint's folder");
 }
 
 void add_rows_options(po::options_description& options, std::string& prompts, std::string& output) {
@@ -122,6 +126,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   std::optional<std::int32_t> logprobs;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
+  add_cache_option(options, o.mesh);
   add_rows_options(options, prompts, output);
   options.add_options()("batch-size", value(batch_size, "B"), "rows in flight on the whole mesh; auto: as many as fit into memory");
   options.add_options()  //
@@ -192,6 +197,7 @@ std::optional<MeshOptions> parse_score_options(std::span<const std::string> args
   std::string checkpoint, prompts, output;
   po::options_description options("Options");
   add_mesh_options(options, o, checkpoint);
+  add_cache_option(options, o);
   add_rows_options(options, prompts, output);
   options.add_options()("batch-size", value(o.batch_size, "B"), "rows in flight on the whole mesh");
   if (!parse(args, options, "kvmesh score --checkpoint DIR --prompts FILE [--output FILE | -]", speak)) return std::nullopt;
@@ -210,6 +216,7 @@ std::optional<VerifyOptions> parse_verify_options(std::span<const std::string> a
   std::int64_t seed = 0;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
+  add_cache_option(options, o.mesh);
   options.add_options()  //
       ("batch-size", value(o.mesh.batch_size, "B"), "rows in flight on the whole mesh")                     //
       ("output", value(output, "FILE"), "a complete output of generate")                                    //
@@ -234,6 +241,7 @@ std::optional<BenchOptions> parse_bench_options(std::span<const std::string> arg
   std::string checkpoint, shape, json, parts;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
+  add_cache_option(options, o.mesh);
   options.add_options()  //
       ("batch", value(o.mesh.batch_size, "B"), "rows in flight on the whole mesh")  //
       ("shape", value(shape, "D,layers,q_heads,kv_heads,vocab,seqlen"), "random weights of this shape instead of a checkpoint")  //
@@ -270,6 +278,7 @@ std::optional<ScaleOptions> parse_scale_options(std::span<const std::string> arg
   std::string checkpoint, shape, ranks, report;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
+  add_cache_option(options, o.mesh);
   options.add_options()  //
       ("shape", value(shape, "D,layers,q_heads,kv_heads,vocab,seqlen"), "random weights of this shape instead of a checkpoint")  //
       ("ranks", value(ranks, "N,…"), "rank counts, each of the job's first N ranks; default: 1, 2, 4, … and all")        //
@@ -331,6 +340,87 @@ std::optional<ProgressOptions> parse_progress_options(std::span<const std::strin
   if (!parse(args, options, "kvmesh progress FILE [--rows]", true, po::positional_options_description().add("file", 1))) return std::nullopt;
   check(!file.empty(), "no file: kvmesh progress FILE");
   o.file = file;
+  return o;
+}
+
+std::optional<TrainCommandOptions> parse_train_options(std::span<const std::string> args, bool speak) {
+  TrainCommandOptions o;
+  OptimizerOptions& opt = o.optimizer;
+  std::string checkpoint, output, metrics, optimizer = "muon", rows = "filled", documents = "joined", rule = "cautious", schedule = "blocks";
+  double lr = 0, floor = -1;
+  std::int64_t seed = 0;
+  opt.steps = 0;
+  opt.warmup = -1;
+  po::options_description options("Options");
+  add_mesh_options(options, o.mesh, checkpoint);
+  options.add_options()  //
+      ("output", value(output, "DIR"), "what is saved: a folder a step, each a checkpoint; links last and best")  //
+      ("data", value(o.data, "FILES"), "shards to train on: a folder of .bin files, or a pattern")  //
+      ("validation", value(o.validation, "FILES"), "shards to validate on")  //
+      ("init", value(o.init, "HOW"), "weights: --checkpoint's; original, copying: as docs/training.md says, and --checkpoint needs only config.json")  //
+      ("seed", value(seed, "S"), "of --init and --shuffle: 0 to 4294967295")  //
+      ("end-of-text", value(o.end_of_text, "ID"), "the token that begins a document; -1: the tokenizer's <|endoftext|>")  //
+      ("rows", value(rows, "HOW"), "filled: a row is seqlen tokens from a document's start on, the last one cut; whole: whole documents only")  //
+      ("documents", value(documents, "HOW"), "joined: a token sees all of its row before it; apart: of its document, and positions restart with each")  //
+      ("shuffle", po::bool_switch(&o.rows.shuffle), "shards, and rows in them, in another order each epoch")  //
+      ("steps", value(opt.steps, "N"), "to train")  //
+      ("batch-rows", value(o.batch_rows, "G"), "rows a step, of all ranks together")  //
+      ("micro-rows", value(o.micro_rows, "M"), "rows that go through the model at once; divides --batch-rows. Results depend on it, not on the ranks")  //
+      ("optimizer", value(optimizer, "NAME"), "of the blocks' matrices: muon or adamw")  //
+      ("lr", value(lr, "RATE"), "the blocks' peak learning rate; 0: 0.02 for muon, 0.0006 for adamw")  //
+      ("lr-floor", value(floor, "RATE"), "where the warm-up begins and the cosine ends; below 0: a hundredth of the peak")  //
+      ("warmup", value(opt.warmup, "STEPS"), "of linear warm-up; below 0: a hundredth of --steps, at most 300")  //
+      ("schedule", value(schedule, "WHAT"), "blocks: embedding and head have constant rates; all: they follow the blocks'")  //
+      ("embed-lr", value(opt.embed_lr, "RATE"), "of the embedding, at a width of 768; else times (d_emb / 768)^-0.5")  //
+      ("head-lr", value(opt.head_lr, "RATE"), "of the head, likewise")  //
+      ("beta1", value(opt.beta1, "B"), "AdamW's first")  //
+      ("beta2", value(opt.beta2, "B"), "AdamW's second")  //
+      ("eps", value(opt.eps, "E"), "AdamW's")  //
+      ("momentum", value(opt.momentum, "B"), "Muon's")  //
+      ("newton-schulz", value(opt.newton_schulz_steps, "N"), "Muon's iterations")  //
+      ("weight-decay", value(opt.weight_decay, "W"), "of the blocks' matrices, times the learning rate")  //
+      ("decay-rule", value(rule, "RULE"), "cautious: where the step shrinks a weight; original: where it does not; plain: everywhere")  //
+      ("clip", value(opt.clip, "NORM"), "the gradient's norm, at most; 0: no limit")  //
+      ("recompute", po::bool_switch(&o.recompute), "keep only what enters each block and compute the rest again: less memory, a third more work")  //
+      ("save-every", value(o.save_every, "STEPS"), "between saves; 0: at the end, or when stopped")  //
+      ("keep", value(o.keep, "N"), "saved steps that stay, besides the best")  //
+      ("validate-every", value(o.validate_every, "STEPS"), "between validations; 0: at the end")  //
+      ("patience", value(o.patience, "STEPS"), "stop when the loss has not been lower for so long; 0: never")  //
+      ("metrics", value(metrics, "FILE"), "a JSON line a step; appended")  //
+      ("fresh", po::bool_switch(&o.fresh), "begin anew where OUTPUT has saved steps");
+  if (!parse(args, options, "kvmesh train --checkpoint DIR --data FILES --output DIR --steps N [options]", speak)) return std::nullopt;
+  check(!checkpoint.empty(), "--checkpoint DIR is required");
+  check(!o.data.empty(), "--data FILES is required");
+  check(!output.empty(), "--output DIR is required");
+  o.mesh.checkpoint = checkpoint;
+  o.mesh.output = output;
+  o.metrics = metrics;
+  check_mesh_options(o.mesh);
+  check(seed >= 0 && seed <= 0xffffffff, "--seed {}: must be 0 to 4294967295", seed);
+  o.rows.seed = static_cast<std::uint32_t>(seed);
+  choose<int>("init", o.init, {{"weights", 0}, {"original", 0}, {"copying", 0}});
+  o.rows.rows = choose<RowKind>("rows", rows, {{"filled", RowKind::filled}, {"whole", RowKind::whole}});
+  o.rows.documents_apart = choose<bool>("documents", documents, {{"joined", false}, {"apart", true}});
+  opt.muon = choose<bool>("optimizer", optimizer, {{"muon", true}, {"adamw", false}});
+  opt.rule = choose<DecayRule>("decay-rule", rule, {{"cautious", DecayRule::cautious}, {"original", DecayRule::original}, {"plain", DecayRule::plain}});
+  opt.schedule_all = choose<bool>("schedule", schedule, {{"blocks", false}, {"all", true}});
+  check(opt.steps >= 1, "--steps {}: must be at least 1", opt.steps);
+  check(o.batch_rows >= 1 && o.micro_rows >= 1 && o.batch_rows % o.micro_rows == 0, "--batch-rows {} is not a multiple of --micro-rows {}", o.batch_rows, o.micro_rows);
+  const auto at_least = [](const char* name, double x, double least) { check(x >= least, "--{} {}: must be at least {}", name, x, least); };
+  for (const auto& [name, x] : {std::pair{"lr", lr}, {"embed-lr", opt.embed_lr}, {"head-lr", opt.head_lr}, {"eps", opt.eps}, {"weight-decay", opt.weight_decay}, {"clip", opt.clip},
+                                {"save-every", static_cast<double>(o.save_every)}, {"validate-every", static_cast<double>(o.validate_every)},
+                                {"patience", static_cast<double>(o.patience)}}) {
+    at_least(name, x, 0);
+  }
+  at_least("keep", static_cast<double>(o.keep), 1);
+  at_least("newton-schulz", opt.newton_schulz_steps, 1);
+  for (const auto& [name, x] : {std::pair{"beta1", opt.beta1}, {"beta2", opt.beta2}, {"momentum", opt.momentum}}) {
+    check(x >= 0 && x < 1, "--{} {}: must be 0 or more, and less than 1", name, x);
+  }
+  opt.lr = lr > 0 ? lr : opt.muon ? 0.02 : 0.0006;
+  opt.floor = floor >= 0 ? floor : opt.lr / 100;
+  if (opt.warmup < 0) opt.warmup = std::min<std::int64_t>(300, opt.steps / 100);
+  check(opt.warmup < opt.steps, "--warmup {}: --steps are {}", opt.warmup, opt.steps);
   return o;
 }
 

@@ -2,6 +2,8 @@
 #pragma once
 
 #include "model/generate.h"
+#include "model/train/data.h"
+#include "model/train/optimizer.h"
 
 #include <filesystem>
 #include <span>
@@ -91,6 +93,20 @@ struct ProgressOptions {
   bool rows = false;
 };
 std::optional<ProgressOptions> parse_progress_options(std::span<const std::string> args);
+
+struct TrainCommandOptions {
+  MeshOptions mesh;  ///< checkpoint: where the model begins; output: the folder of what is saved
+  std::string data, validation;
+  std::string init = "weights";  ///< or original, copying
+  std::int32_t end_of_text = -1;  ///< -1: the tokenizer's
+  OptimizerOptions optimizer;
+  DataOptions rows;               ///< but for files, seqlen, vocab_size and end_of_text
+  std::int64_t batch_rows = 8, micro_rows = 8;
+  std::int64_t save_every = 0, keep = 3, validate_every = 0, patience = 0;  ///< in steps; 0: only at the end, or never
+  std::filesystem::path metrics;
+  bool recompute = false, fresh = false;
+};
+std::optional<TrainCommandOptions> parse_train_options(std::span<const std::string> args, bool speak);
 
 /// The checkpoint folder.
 std::optional<std::filesystem::path> parse_inspect_options(std::span<const std::string> args);

@@ -131,7 +131,7 @@ std::string file_hash(const std::filesystem::path& file, std::int64_t most) {
 }
 
 void save_checkpoint(const std::filesystem::path& folder, const ModelConfig& config, std::span<const NamedTensor> tensors,
-                     const std::filesystem::path& tokenizer, std::size_t max_shard_bytes) {
+                     const std::filesystem::path& tokenizer, std::size_t max_shard_bytes, const std::function<void(const std::filesystem::path&)>& more) {
   namespace fs = std::filesystem;
   check(!fs::exists(folder), "{}: is there already", folder.string());
   fs::path partial = folder.has_filename() ? folder : folder.parent_path();  // without a slash at the end
@@ -143,6 +143,7 @@ void save_checkpoint(const std::filesystem::path& folder, const ModelConfig& con
     write_safetensors_folder(partial, tensors, max_shard_bytes);
     write_file(partial / "config.json", to_json(config));
     check_params(SafetensorsFolder(partial), config);
+    if (more) more(partial);
     fs::rename(partial, folder);
   } catch (const fs::filesystem_error& e) {
     fail(Fault::io, "{}: cannot be written: {}", folder.string(), e.code().message());

@@ -8,6 +8,7 @@
 #include "runtime/device.h"
 
 #include <filesystem>
+#include <functional>
 #include <limits>
 #include <optional>
 #include <span>
@@ -80,8 +81,9 @@ std::string file_hash(const std::filesystem::path& file, std::int64_t most = std
 /// Writes a checkpoint: config.json and the weights, which must be the config's parameters, in shards of at most
 /// `max_shard_bytes`; `tokenizer`, if not empty, is copied to tokenizer.tiktoken. The folder must not exist; it appears complete,
 /// or an Error (Fault::io when writing failed) leaves only a folder of the same name with ".partial" behind, which the next save
-/// replaces. For one rank.
+/// replaces. `more` may write further files into the folder that becomes it. For one rank.
 void save_checkpoint(const std::filesystem::path& folder, const ModelConfig& config, std::span<const NamedTensor> tensors,
-                     const std::filesystem::path& tokenizer = {}, std::size_t max_shard_bytes = std::size_t{5} << 30);
+                     const std::filesystem::path& tokenizer = {}, std::size_t max_shard_bytes = std::size_t{5} << 30,
+                     const std::function<void(const std::filesystem::path& folder)>& more = {});
 
 }  // namespace kvmesh

@@ -9,17 +9,12 @@
 #include <string>
 
 namespace kvmesh {
-namespace {
-
-// For people, e.g. "2 h 05 min".
-std::string duration(double seconds) {
+std::string duration_text(double seconds) {
   const auto s = static_cast<std::int64_t>(std::min(seconds, 1e12) + 0.5);
   if (s < 60) return fmt::format("{} s", s);
   if (s < 3600) return fmt::format("{} min {:02} s", s / 60, s % 60);
   return fmt::format("{} h {:02} min", s / 3600, s % 3600 / 60);
 }
-
-}  // namespace
 
 Progress::Progress(bool draws) : draws_(draws), terminal_(isatty(STDERR_FILENO) != 0), begun_(std::chrono::steady_clock::now()), last_(begun_) {}
 
@@ -37,7 +32,7 @@ void Progress::show(const Figures& f) {
   std::string figures = fmt::format("{}{} rows, {:.0f} tokens/s", f.rows, f.total < 0 ? "" : fmt::format(" of {}{}", f.total_is_known ? "" : "about ", f.total),
                                     static_cast<double>(f.tokens) / seconds);
   if (f.in_flight > 0) figures += fmt::format(", {} in flight", f.in_flight);
-  if (f.total > f.rows && f.rows > 0) figures += fmt::format(", {} left", duration(seconds * static_cast<double>(f.total - f.rows) / static_cast<double>(f.rows)));
+  if (f.total > f.rows && f.rows > 0) figures += fmt::format(", {} left", duration_text(seconds * static_cast<double>(f.total - f.rows) / static_cast<double>(f.rows)));
   if (!terminal_) {
     fmt::print(stderr, "kvmesh: {}\n", figures);
     return;

@@ -3,8 +3,12 @@
 
 #include <chrono>
 #include <cstdint>
+#include <string>
 
 namespace kvmesh {
+
+/// For people, e.g. "2 h 05 min".
+std::string duration_text(double seconds);
 
 class Progress {
  public:

@@ -8,10 +8,12 @@
 
 namespace kvmesh {
 
-/// One micro-batch. Padding is absent: rows may be of different lengths.
+/// A micro-batch: T packed tokens. Padding is absent, so that rows may be of different lengths.
 struct TrainBatch {
-  std::vector<std::int32_t> ids, targets;  ///< [T]; a target is the next token's id; -1: no loss
-  std::vector<Segment> segments;           ///< ascending offsets without gaps; each begins where its tokens see no earlier ones; place: row of the micro-batch
+  std::vector<std::int32_t> ids;      ///< [T]
+  std::vector<std::int32_t> targets;  ///< [T], the next token; -1: no loss
+  std::vector<Segment> segments;      ///< they cover [0, T) in order; place: the row within the micro-batch; start = begin: the place within the row
+  std::int64_t rows = 0;
 };
 
 }  // namespace kvmesh

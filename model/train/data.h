@@ -3,8 +3,8 @@
 #pragma once
 
 #include "comm/sharding.h"
+#include "model/train/batch.h"
 #include "model/train/shards.h"
-#include "runtime/structs.h"
 
 #include <cstdint>
 #include <filesystem>
@@ -31,14 +31,6 @@ struct DataOptions {
   bool documents_apart = false;  ///< each document is a segment of its own; else a row is one
   bool shuffle = false;          ///< shards, and the rows within each, in an order of each epoch's own
   std::uint32_t seed = 0;        ///< of that order
-};
-
-/// A micro-batch: T packed tokens.
-struct TrainBatch {
-  std::vector<std::int32_t> ids;      ///< [T]
-  std::vector<std::int32_t> targets;  ///< [T], the next token; end_of_text after a file's last
-  std::vector<Segment> segments;      ///< they cover [0, T) in order; place: the row within the micro-batch; start = begin: the place within the row
-  std::int64_t rows = 0;
 };
 
 /// The rows of one shard: begin and length of each are known, no token is copied.

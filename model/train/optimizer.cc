@@ -130,6 +130,19 @@ std::vector<std::int64_t> Optimizer::square_counts() const {
   return counts;
 }
 
+std::string Optimizer::matrix_of_square(std::span<const double> all) const {
+  std::string name;
+  std::size_t i = 0;
+  for (const Range& owner : owners_) {
+    each_part(layout_, owner, [&](const Matrix& m, Range part) {
+      for (std::int64_t at = part.begin; at < part.end; at += block, ++i) {
+        if (name.empty() && !std::isfinite(all[i])) name = m.name;
+      }
+    });
+  }
+  return name;
+}
+
 Weight Optimizer::pack(const Tensor& x, Tensor& memory) {
   const Weight weight{x.size(0), x.size(1), DType::f32, memory.slice(0, static_cast<std::int64_t>(device_.weight_bytes(DType::f32, x.size(0), x.size(1))))};
   ops_.pack(x, weight);

@@ -45,6 +45,8 @@ class Optimizer {
   /// Sums of squares of own gradients, f64, one a block of the vector; their number by rank. All ranks' blocks in order, added one by one, are the squared norm.
   Tensor square_sums(const Tensor& gradient) const;
   std::vector<std::int64_t> square_counts() const;
+  /// The matrix that the first of all ranks' square sums that is not finite belongs to.
+  std::string matrix_of_square(std::span<const double> all) const;
 
   /// Step 0, 1, …: own gradient f32 [own] times `scale` moves own parameters (`vector` is all of them).
   void step(std::int64_t step, const Tensor& gradient, float scale, const Tensor& vector);

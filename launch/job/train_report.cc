@@ -1,0 +1,53 @@
+#include "launch/job/train_report.h"
+
+#include "launch/job/progress.h"
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+#include <unistd.h>
+
+#include <cstdio>
+#include <utility>
+
+namespace kvmesh {
+
+TrainReport::TrainReport(bool speaks, std::int64_t steps, std::int64_t done, double peak, const File* metrics)
+    : speaks_(speaks), terminal_(isatty(STDERR_FILENO) != 0), steps_(steps), done_(done), peak_(peak), metrics_(metrics), begun_(Clock::now()), step_(begun_), shown_(begun_) {}
+
+void TrainReport::begin(const std::string& text) {
+  begun_ = step_ = Clock::now();
+  shown_ = {};
+  if (speaks_) fmt::print(stderr, "kvmesh: {}\n", text);
+}
+
+void TrainReport::step(const Figures& f) {
+  if (!speaks_) return;
+  const auto now = Clock::now();
+  const double seconds = std::chrono::duration<double>(now - std::exchange(step_, now)).count(), all = std::chrono::duration<double>(now - begun_).count();
+  const double tokens_per_s = static_cast<double>(f.step.tokens) / seconds, share = tokens_per_s * f.flops_per_token / peak_;
+  const double left = all / static_cast<double>(f.number - done_) * static_cast<double>(steps_ - f.number);
+  if (metrics_) {
+    const auto since = [&](double StepTimes::* part) { return f.times.*part - times_.*part; };
+    nlohmann::ordered_json line = {{"step", f.number},          {"loss", f.step.loss},     {"lr", f.step.lr},         {"grad_norm", f.step.norm},
+                                   {"tokens", f.step.tokens},   {"seconds", seconds},      {"tokens_per_s", tokens_per_s}, {"peak_fraction", share},
+                                   {"seconds_left", left},
+                                   {"split", {{"gradients", since(&StepTimes::gradients)}, {"exchange", since(&StepTimes::exchange)}, {"update", since(&StepTimes::update)},
+                                              {"gather", since(&StepTimes::gather)}, {"packing", since(&StepTimes::packing)}}}};
+    if (f.validation) line["validation_loss"] = *f.validation;
+    metrics_->write(line.dump() + "\n");
+    times_ = f.times;
+  }
+  const bool tell = f.last || f.validation.has_value();
+  if (!tell && now - shown_ < (terminal_ ? std::chrono::milliseconds(200) : std::chrono::milliseconds(10000))) return;
+  shown_ = now;
+  const std::string text = fmt::format("step {} of {}: loss {:.4f}{}, lr {:.2g}, {:.0f} tokens/s, {:.0f} % of peak, {} left", f.number, steps_, f.step.loss,
+                                       f.validation ? fmt::format(", validation {:.4f}", *f.validation) : "", f.step.lr, tokens_per_s, 100 * share, duration_text(left));
+  fmt::print(stderr, "{}kvmesh: {}{}", terminal_ ? "\r\033[K" : "", text, terminal_ && !tell ? "" : "\n");
+  std::fflush(stderr);
+}
+
+void TrainReport::end(const std::string& text) {
+  if (speaks_) fmt::print(stderr, "{}kvmesh: {}\n", terminal_ ? "\r\033[K" : "", text);
+}
+
+}  // namespace kvmesh

@@ -1,0 +1,66 @@
+// Steps of data-parallel training: gradients of this rank's micro-batches, one sum over all ranks in the order of a fixed tree, each
+// rank's share of the update, and the new parameters back on every rank. Everything that a step gives is the same on all ranks, and the
+// same bits for any number of them.
+#pragma once
+
+#include "comm/communicator.h"
+#include "comm/tree_sum.h"
+#include "model/train/backprop.h"
+#include "model/train/data.h"
+#include "model/train/optimizer.h"
+
+#include <span>
+
+namespace kvmesh {
+
+struct TrainerOptions {
+  OptimizerOptions optimizer;
+  BatchShape batch;        ///< of this rank
+  bool recompute = false;  ///< Backprop's
+};
+
+/// A rank's seconds since they were last asked for; the parts add up to what the steps took.
+struct StepTimes {
+  double gradients = 0, exchange = 0, update = 0, gather = 0, packing = 0;
+};
+
+class Trainer {
+ public:
+  /// device, ranks and layout outlive it.
+  Trainer(const ModelConfig& config, DType dtype, Device& device, Communicator& ranks, const ParamLayout& layout, const TrainerOptions& options);
+
+  /// All parameters, f32 [layout.size]: the same on every rank. After changing them: parameters_changed().
+  const Tensor& parameters() const { return vector_; }
+  void parameters_changed();
+  Optimizer& optimizer() { return optimizer_; }
+  Gpt gpt() const { return backprop_.gpt(); }
+
+  struct Step {
+    double loss = 0;           ///< nats a token, of the whole batch, before the update
+    double norm = 0;           ///< of the whole gradient, before it is clipped
+    double lr = 0;
+    std::int64_t tokens = 0;   ///< that have a target
+  };
+  /// Step number `step` (0, 1, …) with this rank's micro-batches. Collective. An Error (Fault::rank) names the step and a tensor when something is not finite;
+  /// then nothing has changed.
+  Step step(std::int64_t step, std::span<const TrainBatch> batches);
+
+  /// Mean loss over all rows. Collective.
+  double evaluate(const AllRows& rows);
+
+  const StepTimes& times() const { return times_; }
+
+ private:
+  ModelConfig config_;
+  Communicator& ranks_;
+  const ParamLayout& layout_;
+  TrainerOptions options_;
+  Tensor vector_;
+  Backprop backprop_;
+  Optimizer optimizer_;
+  TreeSum sum_;
+  Tensor own_gradient_;  // f32 [own]
+  StepTimes times_;
+};
+
+}  // namespace kvmesh
