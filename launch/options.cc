@@ -10,6 +10,7 @@
 #include <cmath>
 #include <fstream>
 #include <iostream>
+#include <limits>
 #include <sstream>
 
 namespace kvmesh {
@@ -323,9 +324,14 @@ std::optional<TokenizeOptions> parse_tokenize_options(std::span<const std::strin
   po::options_description options("Options");
   options.add_options()("help,h", "this text")                                             //
       ("tokenizer", value(tokenizer, "FILE"), "token ranks in tiktoken's format")          //
-      ("decode", po::bool_switch(&o.decode), "the reverse: JSON lists of ids in, text out");
-  if (!parse(args, options, "kvmesh tokenize --tokenizer FILE [--decode]   (standard input to standard output, line by line)", true)) return std::nullopt;
+      ("decode", po::bool_switch(&o.decode), "the reverse: JSON lists of ids in, text out")                            //
+      ("shards", value(o.shards, "PREFIX"), "write training data instead: each line is a document, in PREFIX-000000.bin and so on")  //
+      ("shard-tokens", value(o.shard_tokens, "N"), "tokens a shard holds at most; a document is never split");
+  if (!parse(args, options, "kvmesh tokenize --tokenizer FILE [--decode | --shards PREFIX]   (standard input to standard output, line by line)", true)) return std::nullopt;
   check(!tokenizer.empty(), "--tokenizer FILE is required");
+  check(!o.decode || o.shards.empty(), "--decode and --shards exclude each other");
+  check(o.shard_tokens >= 1 && o.shard_tokens <= std::numeric_limits<std::int32_t>::max(), "--shard-tokens {}: must be 1 to {}", o.shard_tokens,
+        std::numeric_limits<std::int32_t>::max());
   o.tokenizer = tokenizer;
   return o;
 }

@@ -85,6 +85,8 @@ std::optional<ScaleOptions> parse_scale_options(std::span<const std::string> arg
 struct TokenizeOptions {
   std::filesystem::path tokenizer;
   bool decode = false;
+  std::string shards;                       ///< PREFIX of their names; empty: lists of ids to standard output
+  std::int64_t shard_tokens = 100'000'000;  ///< of each, but for one longer document
 };
 std::optional<TokenizeOptions> parse_tokenize_options(std::span<const std::string> args);
 

@@ -1,6 +1,8 @@
-// kvmesh tokenize: text lines to lists of ids, or back.
+// kvmesh tokenize: text lines to lists of ids, or back, or to shards of training data.
 #include "launch/commands.h"
+#include "launch/job/cores.h"
 #include "launch/options.h"
+#include "model/train/shards.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -22,6 +24,63 @@ std::vector<std::int32_t> parse_ids(const std::string& line, std::int64_t number
   return out;
 }
 
+/// Documents one after another, each whole in one file: the next one begins where a document would not fit any more.
+class ShardWriter {
+ public:
+  ShardWriter(std::string prefix, std::int64_t most) : prefix_(std::move(prefix)), most_(static_cast<std::size_t>(most)) {
+    check(!std::filesystem::exists(name()), "{}: is there already", name());
+  }
+
+  void add(std::int32_t end_of_text, std::span<const std::int32_t> text) {
+    if (!tokens_.empty() && tokens_.size() + 1 + text.size() > most_) finish();
+    tokens_.push_back(static_cast<std::uint16_t>(end_of_text));
+    tokens_.insert(tokens_.end(), text.begin(), text.end());
+    ++documents_;
+  }
+
+  void finish() {
+    check(documents_ > 0, "standard input: no documents");
+    write_shard(name(), tokens_);
+    written_ += std::ssize(tokens_);
+    ++shards_;
+    tokens_.clear();
+  }
+
+  void report() const {
+    fmt::print(stderr, "{} document{}, {} tokens in {} shard{}\n", documents_, documents_ == 1 ? "" : "s", written_, shards_, shards_ == 1 ? "" : "s");
+  }
+
+ private:
+  std::string name() const { return fmt::format("{}-{:06}.bin", prefix_, shards_); }
+
+  std::string prefix_;
+  std::size_t most_;
+  std::vector<std::uint16_t> tokens_;  // of the shard to be written next
+  std::int64_t shards_ = 0, documents_ = 0, written_ = 0;
+};
+
+/// Each line of standard input that is not blank is a document: <|endoftext|> and the line's tokens.
+void write_shards(const Tokenizer& tokenizer, const TokenizeOptions& o) {
+  constexpr std::size_t batch_bytes = 4 << 20;
+  check(tokenizer.vocab_size() <= shard_vocab_limit, "--shards {}: files hold ids below {}, but {} has a vocabulary of {}", o.shards, shard_vocab_limit,
+        o.tokenizer.string(), tokenizer.vocab_size());
+  ShardWriter shards(o.shards, o.shard_tokens);
+  const Cores cores = own_cores();
+  const int threads = fair_threads({&cores, 1})[0];
+  for (bool more = true; more;) {
+    std::vector<std::string> lines;
+    std::string line;
+    for (std::size_t bytes = 0; bytes < batch_bytes && (more = static_cast<bool>(std::getline(std::cin, line)));) {
+      if (line.find_first_not_of(" \t\r\v\f") == std::string::npos) continue;
+      bytes += line.size();
+      lines.push_back(std::move(line));
+    }
+    for (const auto& text : tokenizer.encode_batch(lines, threads)) shards.add(tokenizer.end_of_text(), text);
+  }
+  shards.finish();
+  shards.report();
+}
+
 }  // namespace
 
 int tokenize_command(std::span<const std::string> args) {
@@ -29,6 +88,10 @@ int tokenize_command(std::span<const std::string> args) {
   if (!o) return 0;
   const Tokenizer tokenizer(o->tokenizer);
   std::ios::sync_with_stdio(false);
+  if (!o->shards.empty()) {
+    write_shards(tokenizer, *o);
+    return 0;
+  }
   std::string line;
   for (std::int64_t number = 1; std::getline(std::cin, line); ++number) {
     if (o->decode) std::cout << tokenizer.decode(parse_ids(line, number)) << '\n';

@@ -296,13 +296,16 @@ TEST_F(Data, AShuffledEpochHasEveryRowOnceInAnOrderOfItsOwn) {
 // places with element (the 64 bits of threefry2x32(key, 1, i)) mod i; worked out by tests/reference/train_data.py.
 TEST(Rows, TheShuffledOrderIsPinned) {
   const Scratch scratch;
-  DataOptions o{.files = {scratch.path() / "a.bin"}, .seqlen = 1, .vocab_size = 51, .end_of_text = eot, .shuffle = true, .seed = 7};
-  std::vector<std::uint16_t> tokens;
-  for (std::uint16_t i = 0; i < 8; ++i) tokens.insert(tokens.end(), {eot, i});
-  write_shard(o.files[0], tokens);
-  DataLoader loader(o, {8, 8, {0, 1}});
-  EXPECT_EQ(loader.next()[0].targets, (Ids{3, 2, 5, 6, 1, 4, 0, 7}));
-  EXPECT_EQ(loader.next()[0].targets, (Ids{7, 2, 3, 0, 4, 5, 1, 6}));
+  DataOptions o{.files = {}, .seqlen = 1, .vocab_size = 51, .end_of_text = eot, .shuffle = true, .seed = 3};
+  for (const std::vector<std::uint16_t>& second : {std::vector<std::uint16_t>{0, 1, 2, 3}, {10, 11, 12, 13, 14}, {20, 21}}) {
+    std::vector<std::uint16_t> tokens;
+    for (const std::uint16_t token : second) tokens.insert(tokens.end(), {eot, token});
+    o.files.push_back(scratch.path() / (std::to_string(second[0]) + ".bin"));
+    write_shard(o.files.back(), tokens);
+  }
+  DataLoader loader(o, {11, 11, {0, 1}});
+  EXPECT_EQ(loader.next()[0].targets, (Ids{13, 11, 14, 10, 12, 21, 20, 2, 1, 3, 0}));
+  EXPECT_EQ(loader.next()[0].targets, (Ids{20, 21, 3, 0, 1, 2, 11, 12, 13, 10, 14}));
 }
 
 TEST_F(Data, GoesOnFromACursor) {

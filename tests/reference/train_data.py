@@ -51,12 +51,14 @@ def permutation(n, key):
     return order
 
 
-def row_order(rows, seed, epoch, file):
-    return permutation(rows, threefry(threefry((0, seed), 0, epoch), 0, file))
+def shuffled(shards, seed, epoch):
+    """The rows of shards (lists), in the epoch's order."""
+    key = threefry((0, seed), 0, epoch)
+    return [shards[s][row] for s in permutation(len(shards), key) for row in permutation(len(shards[s]), threefry(key, 0, s))]
 
 
 if __name__ == "__main__":
     for row in original_rows(sys.argv[1], 4):
         print(*row)
     for epoch in (0, 1):
-        print(row_order(8, 7, epoch, 0))
+        print(shuffled([[0, 1, 2, 3], [10, 11, 12, 13, 14], [20, 21]], 3, epoch))
