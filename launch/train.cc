@@ -134,7 +134,8 @@ int train_command(std::span<const std::string> args, ProcessGroup& group) {
     held = lock(o.mesh.output);
     clean_output(o.mesh.output, o.fresh);
   });
-  TrainProgress progress{.options = options_of(o, job, data)};
+  TrainProgress progress;
+  progress.options = options_of(o, job, data);
   const Tensor vector = trainer.parameters();
   const std::optional<TrainProgress> saved = find_progress(o.mesh.output);
   if (saved) {

@@ -38,7 +38,7 @@ Trainer::Trainer(const ModelConfig& config, DType dtype, Device& device, Communi
       vector_(host_tensor(DType::f32, {layout.size})),
       backprop_(config, dtype, device, layout, {.rows = options.batch.micro_rows, .recompute = options.recompute}),
       optimizer_(config, layout, device, options.optimizer, ranks.rank(), ranks.size()),
-      sum_(options.batch.rows / options.batch.micro_rows, options.batch.leaves, layout.size),
+      sum_(ranks, options.batch.rows / options.batch.micro_rows, layout.size),
       own_gradient_(host_tensor(DType::f32, {optimizer_.own().size()})) {}
 
 void Trainer::parameters_changed() { backprop_.set_parameters(vector_); }
@@ -53,12 +53,12 @@ Trainer::Step Trainer::step(std::int64_t number, std::span<const TrainBatch> bat
   check(std::ssize(batches) == options_.batch.leaves.size(), "step {}: {} micro-batches instead of {}", number, batches.size(), options_.batch.leaves.size());
   std::vector<LossSum> losses;
   for (const TrainBatch& batch : batches) {
-    losses.push_back(backprop_.loss_and_gradient(batch, 1 / static_cast<float>(nominal), sum_.leaf()));
-    sum_.add();
+    losses.push_back(backprop_.loss_and_gradient(batch, 1 / static_cast<float>(nominal), sum_.next()));
+    sum_.push();
   }
   lap(&StepTimes::gradients);
 
-  sum_.reduce_scatter(ranks_, optimizer_.owners(), own_gradient_);
+  sum_.reduce_scatter(optimizer_.owners(), own_gradient_);
   std::vector<std::int64_t> counts;
   for (int r = 0; r < ranks_.size(); ++r) counts.push_back(split(leaves, ranks_.size(), r).size());
   const LossSum loss = sum_of(ranks_, losses, counts);

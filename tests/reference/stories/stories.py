@@ -321,7 +321,7 @@ def check(stories):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=lambda text: int(text) if text.isdigit() else text, default=1)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--stats", action="store_true")
     parser.add_argument("--check", action="store_true")
