@@ -1,13 +1,13 @@
 // Tables, the fitted model, and gnuplot's input.
 #include "launch/scale_report.h"
 
+#include "launch/job/plots.h"
 #include "runtime/check.h"
 
 #include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <fstream>
 #include <limits>
 #include <map>
@@ -261,12 +261,7 @@ std::string write_scale_report(const ScaleResults& results, const fs::path& fold
   write_file(folder / "report.md", text);
   write_file(folder / "report.json", json.dump(2) + "\n");
   write_data(points, model, folder);
-  const std::string quoted = "'" + [&] {
-    std::string path;
-    for (const char c : folder.string()) path += c == '\'' ? std::string("'\\''") : std::string(1, c);
-    return path;
-  }() + "'";
-  if (std::system(("cd " + quoted + " && command -v gnuplot >/dev/null 2>&1 && gnuplot plots.gp >/dev/null 2>plots.log && rm -f plots.log").c_str()) == 0) return "";
+  if (draw_plots(folder)) return "";
   return fmt::format("the plots were not drawn: is gnuplot installed (Debian: gnuplot-nox)? `gnuplot plots.gp` in {} draws them", folder.string());
 }
 

@@ -4,6 +4,7 @@
 #include "launch/job/agree.h"
 #include "launch/job/file.h"
 #include "launch/job/job.h"
+#include "launch/job/plots.h"
 #include "launch/job/signals.h"
 #include "launch/job/train_report.h"
 #include "model/train/train_checkpoint.h"
@@ -14,7 +15,7 @@
 #include <nlohmann/json.hpp>
 #include <sys/file.h>
 
-#include <algorithm>
+#include <chrono>
 
 namespace kvmesh {
 namespace {
@@ -170,8 +171,10 @@ int train_command(std::span<const std::string> args, ProcessGroup& group) {
   bool stopped = false, tired = false;
   std::int64_t last_saved = progress.step;
   while (progress.step < o.optimizer.steps && !stopped && !tired) {
+    const auto begun = std::chrono::steady_clock::now();
     const std::vector<TrainBatch> batches = loader.next();
     const Trainer::Step step = trainer.step(progress.step, batches);
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
     ++progress.step;
     progress.tokens += step.tokens;
     progress.loss = step.loss;
@@ -190,13 +193,16 @@ int train_command(std::span<const std::string> args, ProcessGroup& group) {
         progress.best_step = progress.step;
       }
     }
-    report.step({progress.step, step, Backprop::flops_per_token(config, keys_of(batches)), validated, trainer.times(), done || stopped});
+    report.step({progress.step, step, seconds, Backprop::flops_per_token(config, keys_of(batches)), validated, trainer.times(), done || stopped});
     if (done || stopped || progress.best_step == progress.step || (o.save_every > 0 && progress.step % o.save_every == 0)) {
       save();
       last_saved = progress.step;
     }
   }
-  on_first_rank(ranks, [&] { saver.wait(); });
+  on_first_rank(ranks, [&] {
+    saver.wait();
+    if (metrics) plot_losses(o.metrics, o.mesh.output / "loss");
+  });
   report.end(stopped && progress.step < o.optimizer.steps && !tired
                  ? fmt::format("stopped after step {}; the same command goes on", last_saved)
                  : fmt::format("{} steps, {} tokens{}{}; {}/last", progress.step, progress.tokens, tired ? fmt::format(", no lower loss for {} steps", o.patience) : "",

@@ -7,29 +7,27 @@
 #include <unistd.h>
 
 #include <cstdio>
-#include <utility>
 
 namespace kvmesh {
 
 TrainReport::TrainReport(bool speaks, std::int64_t steps, std::int64_t done, double peak, const File* metrics)
-    : speaks_(speaks), terminal_(isatty(STDERR_FILENO) != 0), steps_(steps), done_(done), peak_(peak), metrics_(metrics), begun_(Clock::now()), step_(begun_), shown_(begun_) {}
+    : speaks_(speaks), terminal_(isatty(STDERR_FILENO) != 0), steps_(steps), done_(done), peak_(peak), metrics_(metrics), begun_(Clock::now()) {}
 
 void TrainReport::begin(const std::string& text) {
-  begun_ = step_ = Clock::now();
-  shown_ = {};
+  begun_ = Clock::now();
   if (speaks_) fmt::print(stderr, "kvmesh: {}\n", text);
 }
 
 void TrainReport::step(const Figures& f) {
   if (!speaks_) return;
   const auto now = Clock::now();
-  const double seconds = std::chrono::duration<double>(now - std::exchange(step_, now)).count(), all = std::chrono::duration<double>(now - begun_).count();
-  const double tokens_per_s = static_cast<double>(f.step.tokens) / seconds, share = tokens_per_s * f.flops_per_token / peak_;
+  const double all = std::chrono::duration<double>(now - begun_).count(), tokens_per_s = static_cast<double>(f.step.tokens) / f.seconds,
+               share = tokens_per_s * f.flops_per_token / peak_;
   const double left = all / static_cast<double>(f.number - done_) * static_cast<double>(steps_ - f.number);
   if (metrics_) {
     const auto since = [&](double StepTimes::* part) { return f.times.*part - times_.*part; };
     nlohmann::ordered_json line = {{"step", f.number},          {"loss", f.step.loss},     {"lr", f.step.lr},         {"grad_norm", f.step.norm},
-                                   {"tokens", f.step.tokens},   {"seconds", seconds},      {"tokens_per_s", tokens_per_s}, {"peak_fraction", share},
+                                   {"tokens", f.step.tokens},   {"seconds", f.seconds},      {"tokens_per_s", tokens_per_s}, {"peak_fraction", share},
                                    {"seconds_left", left},
                                    {"split", {{"gradients", since(&StepTimes::gradients)}, {"exchange", since(&StepTimes::exchange)}, {"update", since(&StepTimes::update)},
                                               {"gather", since(&StepTimes::gather)}, {"packing", since(&StepTimes::packing)}}}};

@@ -18,6 +18,7 @@ class TrainReport {
   struct Figures {
     std::int64_t number = 0;  ///< of the step, from 1
     Trainer::Step step;
+    double seconds = 0;       ///< of the step, its data included
     double flops_per_token = 0;
     std::optional<double> validation;  ///< loss
     StepTimes times;                   ///< since the beginning
@@ -34,7 +35,7 @@ class TrainReport {
   double peak_;
   const File* metrics_;
   StepTimes times_;  // at the last line of metrics
-  Clock::time_point begun_, step_, shown_;
+  Clock::time_point begun_, shown_;
 };
 
 }  // namespace kvmesh

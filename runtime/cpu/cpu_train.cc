@@ -26,12 +26,14 @@ const TrainKernels& train_kernels_of(Isa isa) {
 std::byte* at(const Tensor& t, std::int64_t element) { return static_cast<std::byte*>(t.raw()) + element * static_cast<std::int64_t>(size_of(t.dtype())); }
 
 bool is_bf16(const Tensor& t) {
-  check(t.dtype() == DType::f32 || t.dtype() == DType::bf16, "{}{} is neither float32 nor bfloat16", name_of(t.dtype()), to_string(t.shape()));
+  if (t.dtype() != DType::f32 && t.dtype() != DType::bf16) fail(Fault::usage, "{}{} is neither float32 nor bfloat16", name_of(t.dtype()), to_string(t.shape()));
   return t.dtype() == DType::bf16;
 }
 
 void check_sizes(std::int64_t size, std::initializer_list<const Tensor*> tensors) {
-  for (const Tensor* t : tensors) check(t->numel() == size, "a tensor{} has not {} elements", to_string(t->shape()), size);
+  for (const Tensor* t : tensors) {
+    if (t->numel() != size) fail(Fault::usage, "a tensor{} has not {} elements", to_string(t->shape()), size);
+  }
 }
 
 }  // namespace
@@ -39,7 +41,7 @@ void check_sizes(std::int64_t size, std::initializer_list<const Tensor*> tensors
 CpuTrainOps::CpuTrainOps(const Kernels& kernels, ThreadPool& pool) : kernels_(kernels), train_(train_kernels_of(isa())), pool_(pool) {}
 
 void CpuTrainOps::pack(const Tensor& source, const Weight& w) {
-  check(source.numel() == w.k * w.n, "pack: {} is not a weight [{}, {}]", to_string(source.shape()), w.k, w.n);
+  check_sizes(w.k * w.n, {&source});
   const std::int64_t panels = (w.n + kernels_.panel - 1) / kernels_.panel;
   pool_.parallel_for(panels, 1, [&](std::int64_t begin, std::int64_t end) {
     kernels_.pack(source.raw(), is_bf16(source), w.dtype == DType::bf16, w.k, w.n, begin, end, w.data.raw());

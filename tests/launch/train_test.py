@@ -1,0 +1,178 @@
+"""kvmesh train as a user meets it: the same bits for every number of ranks, going on after signals and kills, what is saved, errors."""
+
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import time
+import unittest
+
+from command_line import EOT, CommandLineTest, children_of, config_of, random_weights, run_tests, write_checkpoint
+
+CONFIG = config_of(32, 2)
+
+
+def write_shard(path, seed, documents):
+    """Texts that can be learned: counting up by one, from anywhere."""
+    generator = random.Random(seed)
+    tokens = []
+    for _ in range(documents):
+        start, length = generator.randrange(40, 70), generator.randrange(3, 40)
+        tokens += [EOT] + [start + i for i in range(length)]
+    path.write_bytes(struct.pack("<256i", 20240520, 1, len(tokens), *[0] * 253) + struct.pack(f"<{len(tokens)}H", *tokens))
+    return path
+
+
+class Train(CommandLineTest):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.start = write_checkpoint(cls.folder / "start", random_weights(CONFIG), CONFIG)
+        cls.bf16 = write_checkpoint(cls.folder / "bf16", random_weights(CONFIG), CONFIG | {"dtype": "bfloat16"})
+        cls.data = cls.folder / "data"
+        cls.data.mkdir()
+        for i in range(2):
+            write_shard(cls.data / f"train-{i}.bin", i, 200)
+        write_shard(cls.data / "val-0.bin", 9, 30)
+
+    def words(self, output, *more, steps=12, checkpoint=None, data="train-*.bin"):
+        return ["train", "--checkpoint", checkpoint or self.start, "--data", self.data / data, "--output", output, "--steps", steps, "--batch-rows", 10, "--micro-rows", 2, *more]
+
+    def train(self, output, *more, ranks=1, exit_code=0, **words):
+        done = self.run_command(*self.words(output, *more, **words), ranks=ranks)
+        self.assertEqual(done.returncode, exit_code, done.stderr.decode())
+        self.assertEqual(done.stdout, b"")
+        return done.stderr.decode()
+
+    def bytes_of(self, output, step="last"):
+        files = {p.name: p.read_bytes() for p in (output / step).iterdir()}
+        return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+
+    def losses(self, path):
+        return {line["step"]: (line["loss"], line["grad_norm"], line["lr"]) for line in map(json.loads, path.read_text().splitlines())}
+
+    def test_same_bits_for_every_number_of_ranks(self):
+        for name, checkpoint, more in (("muon", self.start, ["--rows", "whole", "--documents", "apart"]), ("adamw", self.bf16, ["--optimizer", "adamw", "--lr", 0.01, "--shuffle"])):
+            found = []
+            for ranks in (1, 2, 3, 4):
+                output, metrics = self.path(f"{name}{ranks}"), self.path(f"{name}{ranks}.jsonl")
+                self.train(output, *more, "--metrics", metrics, "--validation", self.data / "val-0.bin", "--threads", 1 + ranks % 2, ranks=ranks, checkpoint=checkpoint)
+                found.append((self.bytes_of(output), self.losses(metrics), [json.loads(l).get("validation_loss") for l in metrics.read_text().splitlines()][-1]))
+            for other in found[1:]:
+                self.assertEqual(found[0], other, name)
+
+    def test_learns_and_generates(self):
+        output, metrics = self.path("out"), self.path("m.jsonl")
+        said = self.train(output, "--metrics", metrics, "--validation", self.data / "val-0.bin", "--validate-every", 20, "--init", "original", "--seed", 3, steps=60, ranks=2)
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        self.assertEqual([line["step"] for line in lines], list(range(1, 61)))
+        self.assertEqual([line["step"] for line in lines if "validation_loss" in line], [20, 40, 60])
+        self.assertAlmostEqual(lines[0]["loss"], math.log(CONFIG["vocab_size"]), delta=0.1)
+        self.assertLess(lines[-1]["loss"], 1.0)
+        self.assertIn("validation", said)
+        prompt = [EOT, 50, 51, 52, 53, 54]
+        row = self.generate("--prompts", self.rows({"tokens": prompt}), "--max-new-tokens", 3, checkpoint=output / "last")[0]
+        self.assertEqual(row["tokens"][:2], [55, 56])
+
+    def test_stopped_by_a_signal_and_gone_on(self):
+        whole, output, metrics, others = self.path("whole"), self.path("out"), self.path("m.jsonl"), self.path("w.jsonl")
+        more = ["--save-every", 50, "--shuffle"]
+        self.train(whole, *more, "--metrics", others, steps=300)
+        said = []
+        for ranks in (2, 1, 3):
+            job = subprocess.Popen(self.command(*self.words(output, *more, "--metrics", metrics, steps=300), ranks=ranks), stderr=subprocess.PIPE)
+            lines = metrics.read_text().count("\n") if metrics.exists() else 0
+            while (not metrics.exists() or metrics.read_text().count("\n") < lines + 20) and job.poll() is None:
+                time.sleep(0.01)
+            job.send_signal(signal.SIGTERM)
+            said.append((job.communicate(timeout=60)[1].decode(), job.returncode))
+        self.assertEqual(said[0][1], 75, said)
+        self.assertIn("the same command goes on", said[0][0])
+        self.train(output, *more, "--metrics", metrics, steps=300, ranks=2)
+        self.assertEqual(self.bytes_of(whole), self.bytes_of(output))
+        self.assertEqual(self.losses(others), self.losses(metrics))
+
+    def test_killed_and_gone_on(self):
+        whole, output = self.path("whole"), self.path("out")
+        more = ["--save-every", 3, "--keep", 2]
+        self.train(whole, *more, steps=100)
+        job = subprocess.Popen(self.command(*self.words(output, *more, steps=100), ranks=2), stderr=subprocess.PIPE)
+        while not (output / "last").exists() and job.poll() is None:
+            time.sleep(0.01)
+        for pid in [p for child in children_of(job.pid) for p in children_of(child)] or children_of(job.pid):
+            os.kill(pid, signal.SIGKILL)
+        job.communicate(timeout=60)
+        self.train(output, *more, steps=100, ranks=3)
+        self.assertEqual(self.bytes_of(whole), self.bytes_of(output))
+        self.assertEqual(sorted(p.name for p in output.iterdir()), [".lock", "last", "step-00000099", "step-00000100"])
+
+    def test_what_stays(self):
+        output = self.path("out")
+        self.train(output, "--save-every", 10, "--keep", 1, "--validation", self.data / "val-0.bin", "--validate-every", 5, "--lr", 5, "--clip", 0, "--embed-lr", 9, "--head-lr", 3, steps=40)
+        progress = json.loads((output / "last" / "training.json").read_text())
+        self.assertEqual((progress["step"], os.readlink(output / "last")), (40, "step-00000040"))
+        self.assertEqual(os.readlink(output / "best"), f"step-{progress['best_step']:08}")
+        kept = {f"step-{n:08}" for n in (40, progress["best_step"])}
+        self.assertEqual({p.name for p in output.iterdir()}, kept | {".lock", "last", "best"})
+        self.assertEqual({p.name for p in (output / "last").iterdir()}, {"config.json", "model.safetensors", "tokenizer.tiktoken", "optimizer.safetensors", "training.json"})
+
+    def test_another_command_is_refused(self):
+        output = self.path("out")
+        self.train(output)
+        self.train(output, ranks=2)  # finished: nothing to do
+        for more, part in ((["--lr", 0.5], "lr"), (["--optimizer", "adamw"], "optimizer"), (["--seed", 4], "seed")):
+            self.assert_one_line_error(self.run_command(*self.words(output, *more)), 1, output, f"another {part}", "--fresh")
+        self.assert_one_line_error(self.run_command(*self.words(output, data="train-1.bin")), 1, "another data")
+        self.train(output, "--lr", 0.5, "--fresh", steps=3)
+        self.assertEqual(os.readlink(output / "last"), "step-00000003")
+
+    def test_patience(self):
+        said = self.train(self.path("out"), "--lr", 1e-12, "--embed-lr", 0, "--head-lr", 0, "--weight-decay", 0, "--patience", 4, steps=500)
+        self.assertIn("no lower loss for 4 steps", said)
+        self.assertLess(json.loads((self.path("out") / "last" / "training.json").read_text())["step"], 500)
+
+    def test_not_finite(self):
+        output = self.path("out")
+        done = self.run_command(*self.words(output, "--save-every", 1, "--lr", 1e38, "--warmup", 3, "--clip", 0, "--weight-decay", 100, "--lr-floor", 1e-3, steps=50), ranks=2)
+        self.assertEqual(done.returncode, 70, done.stderr)
+        error = done.stderr.decode().splitlines()[-1]
+        self.assertRegex(error, r"step \d+: the (loss is|gradient of blocks\.\d\.)")
+        saved = json.loads((output / "last" / "training.json").read_text())["step"]
+        self.assertTrue(math.isfinite(json.loads((output / "last" / "training.json").read_text())["loss"]))
+        self.assertGreaterEqual(saved, 1)
+
+    def test_mistakes(self):
+        output = self.path("out")
+        broken = self.write("broken.bin", b"x" * 2000)
+        wide = self.path("wide.bin")
+        wide.write_bytes(struct.pack("<256i", 20240520, 1, 40, *[0] * 253) + struct.pack("<40H", EOT, *[999] * 39))
+        for words, parts in (
+                (["--data", broken], [broken]), (["--data", wide], [wide, 999]), (["--data", self.path("none-*.bin")], ["none-"]), (["--micro-rows", 3], ["--batch-rows 10", "--micro-rows 3"]),
+                (["--optimizer", "sgd"], ["--optimizer sgd"]), (["--steps", 0], ["--steps 0"]), (["--warmup", 12], ["--warmup 12"]), (["--beta1", 1], ["--beta1 1"]),
+                (["--end-of-text", 5000], ["--end-of-text 5000"]), (["--checkpoint", self.path("none")], ["config.json"]), (["--validation", broken], [broken]),
+                (["--output", "/proc/none"], ["/proc/none"])):
+            base = self.words(output)
+            for i in range(0, len(words), 2):
+                if words[i] in base:
+                    base[base.index(words[i]) + 1] = words[i + 1]
+                else:
+                    base += words[i:i + 2]
+            self.assert_one_line_error(self.run_command(*base), 1 if words[0] != "--output" else 74, *parts)
+
+    def test_a_second_job_is_refused(self):
+        output = self.path("out")
+        first = subprocess.Popen(self.command(*self.words(output, "--save-every", 1, steps=5000)), stderr=subprocess.DEVNULL)
+        while not (output / "last").exists() and first.poll() is None:
+            time.sleep(0.01)
+        self.assert_one_line_error(self.run_command(*self.words(output, steps=5000)), 1, output, "another job")
+        first.send_signal(signal.SIGTERM)
+        self.assertEqual(first.wait(timeout=60), 75)
+
+
+if __name__ == "__main__":
+    run_tests()
