@@ -393,6 +393,7 @@ std::optional<TrainCommandOptions> parse_train_options(std::span<const std::stri
       ("validate-every", value(o.validate_every, "STEPS"), "between validations; 0: at the end")  //
       ("patience", value(o.patience, "STEPS"), "stop when the loss has not been lower for so long; 0: never")  //
       ("metrics", value(metrics, "FILE"), "a JSON line a step; appended")  //
+      ("no-peak", po::bool_switch(&o.no_peak), "do not measure at the start, for a second, what the device can do at most")  //
       ("fresh", po::bool_switch(&o.fresh), "begin anew where OUTPUT has saved steps");
   if (!parse(args, options, "kvmesh train --checkpoint DIR --data FILES --output DIR --steps N [options]", speak)) return std::nullopt;
   check(!checkpoint.empty(), "--checkpoint DIR is required");

@@ -106,7 +106,7 @@ struct TrainCommandOptions {
   std::int64_t batch_rows = 8, micro_rows = 8;
   std::int64_t save_every = 0, keep = 3, validate_every = 0, patience = 0;  ///< in steps; 0: only at the end, or never
   std::filesystem::path metrics;
-  bool recompute = false, fresh = false;
+  bool recompute = false, no_peak = false, fresh = false;
 };
 std::optional<TrainCommandOptions> parse_train_options(std::span<const std::string> args, bool speak);
 

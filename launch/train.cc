@@ -157,22 +157,22 @@ int train_command(std::span<const std::string> args, ProcessGroup& group) {
   TrainSaver saver(o.mesh.output, config, fs::exists(tokenizer) ? tokenizer : fs::path(), o.keep);
   std::unique_ptr<File> metrics;
   if (!o.metrics.empty()) on_first_rank(ranks, [&] { metrics = std::make_unique<File>(o.metrics, O_CREAT | O_WRONLY | O_APPEND); });
-  const double peak = job.device->measure_limits(job.dtype).flops_per_s * ranks.size();
+  const double peak = o.no_peak ? 0 : job.device->measure_limits(job.dtype).flops_per_s * ranks.size();
   TrainReport report(first, o.optimizer.steps, progress.step, peak, metrics.get());
+  DataLoader loader(data, options.batch, progress.cursor);
+  bool stopped = false, tired = false, more = progress.step < o.optimizer.steps;
+  std::vector<TrainBatch> batches;
+  if (more) batches = loader.next();
   report.begin(fmt::format("{} parameters, {} rows of {} tokens a step, {} steps{}, on {} rank{} of {}", layout.size, o.batch_rows, config.seqlen, o.optimizer.steps,
                            progress.step > 0 ? fmt::format(" ({} are done)", progress.step) : "", ranks.size(), ranks.size() == 1 ? "" : "s", job.device->describe()));
-
-  DataLoader loader(data, options.batch, progress.cursor);
   const auto save = [&] {
     const Tensor m = gathered(ranks, optimizer, optimizer.m(), layout.size), v = gathered(ranks, optimizer, optimizer.v(), layout.size);
     progress.cursor = loader.cursor();
     if (first) saver.save(layout, {progress, vector, m, v});
   };
-  bool stopped = false, tired = false;
   std::int64_t last_saved = progress.step;
-  while (progress.step < o.optimizer.steps && !stopped && !tired) {
+  while (more) {
     const auto begun = std::chrono::steady_clock::now();
-    const std::vector<TrainBatch> batches = loader.next();
     const Trainer::Step step = trainer.step(progress.step, batches);
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
     ++progress.step;
@@ -198,16 +198,19 @@ int train_command(std::span<const std::string> args, ProcessGroup& group) {
       save();
       last_saved = progress.step;
     }
+    more = !done && !stopped;
+    if (more) batches = loader.next();
   }
+  const bool unfinished = stopped && progress.step < o.optimizer.steps && !tired;
   on_first_rank(ranks, [&] {
     saver.wait();
     if (metrics) plot_losses(o.metrics, o.mesh.output / "loss");
   });
-  report.end(stopped && progress.step < o.optimizer.steps && !tired
+  report.end(unfinished
                  ? fmt::format("stopped after step {}; the same command goes on", last_saved)
                  : fmt::format("{} steps, {} tokens{}{}; {}/last", progress.step, progress.tokens, tired ? fmt::format(", no lower loss for {} steps", o.patience) : "",
                                progress.best_step > 0 ? fmt::format(", best validation loss {:.4f} after step {}", progress.best_loss, progress.best_step) : "", o.mesh.output.string()));
-  return stopped && progress.step < o.optimizer.steps && !tired ? 75 : 0;
+  return unfinished ? 75 : 0;
 }
 
 }  // namespace kvmesh

@@ -22,12 +22,12 @@ void TrainReport::step(const Figures& f) {
   if (!speaks_) return;
   const auto now = Clock::now();
   const double all = std::chrono::duration<double>(now - begun_).count(), tokens_per_s = static_cast<double>(f.step.tokens) / f.seconds,
-               share = tokens_per_s * f.flops_per_token / peak_;
+               share = peak_ > 0 ? tokens_per_s * f.flops_per_token / peak_ : 0;
   const double left = all / static_cast<double>(f.number - done_) * static_cast<double>(steps_ - f.number);
   if (metrics_) {
     const auto since = [&](double StepTimes::* part) { return f.times.*part - times_.*part; };
     nlohmann::ordered_json line = {{"step", f.number},          {"loss", f.step.loss},     {"lr", f.step.lr},         {"grad_norm", f.step.norm},
-                                   {"tokens", f.step.tokens},   {"seconds", f.seconds},      {"tokens_per_s", tokens_per_s}, {"peak_fraction", share},
+                                   {"tokens", f.step.tokens},   {"seconds", f.seconds},      {"tokens_per_s", tokens_per_s}, {"peak_fraction", peak_ > 0 ? nlohmann::ordered_json(share) : nlohmann::ordered_json()},
                                    {"seconds_left", left},
                                    {"split", {{"gradients", since(&StepTimes::gradients)}, {"exchange", since(&StepTimes::exchange)}, {"update", since(&StepTimes::update)},
                                               {"gather", since(&StepTimes::gather)}, {"packing", since(&StepTimes::packing)}}}};
@@ -38,8 +38,9 @@ void TrainReport::step(const Figures& f) {
   const bool tell = f.last || f.validation.has_value();
   if (!tell && now - shown_ < (terminal_ ? std::chrono::milliseconds(200) : std::chrono::milliseconds(10000))) return;
   shown_ = now;
-  const std::string text = fmt::format("step {} of {}: loss {:.4f}{}, lr {:.2g}, {:.0f} tokens/s, {:.0f} % of peak, {} left", f.number, steps_, f.step.loss,
-                                       f.validation ? fmt::format(", validation {:.4f}", *f.validation) : "", f.step.lr, tokens_per_s, 100 * share, duration_text(left));
+  const std::string text = fmt::format("step {} of {}: loss {:.4f}{}, lr {:.2g}, {:.0f} tokens/s{}, {} left", f.number, steps_, f.step.loss,
+                                       f.validation ? fmt::format(", validation {:.4f}", *f.validation) : "", f.step.lr, tokens_per_s,
+                                       peak_ > 0 ? fmt::format(", {:.0f} % of peak", 100 * share) : "", duration_text(left));
   fmt::print(stderr, "{}kvmesh: {}{}", terminal_ ? "\r\033[K" : "", text, terminal_ && !tell ? "" : "\n");
   std::fflush(stderr);
 }
