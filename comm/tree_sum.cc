@@ -24,7 +24,7 @@ void TreeSum::grow(std::vector<Node>& stack, Node node, const std::function<void
     Node& last = stack.back();
     const bool is_left = last.index % 2 == 0;
     const Node* const before = stack.size() > 1 ? &stack[stack.size() - 2] : nullptr;
-    if (!is_left && before != nullptr && before->level == last.level && before->index == last.index - 1) {
+    if (!is_left && before != nullptr && before->level == last.level) {  // its neighbour, so its other half
       join();
       stack.pop_back();
     } else if (!is_left || last.index == 0 || (last.index + 1) << last.level < terms_) {
@@ -59,31 +59,33 @@ void TreeSum::reduce_scatter(std::span<const Range> owned, const Tensor& out) {
   check(owned.size() == ranks, "a sum's elements are divided among {} ranks, but there are {}", owned.size(), ranks);
   check(out.dtype() == DType::f32 && out.numel() == owned[own].size(), "{} elements of a sum do not go into {}{}", owned[own].size(), name_of(out.dtype()), to_string(out.shape()));
   std::vector<std::vector<Node>> nodes;
-  std::int64_t longest = 0;
+  std::int64_t longest = 0, most_sent = 0, most_received = 0;
   for (std::size_t r = 0; r < ranks; ++r) {
     check(0 <= owned[r].begin && owned[r].begin <= owned[r].end && owned[r].end <= size_, "elements {} to {} of a sum of {} cannot be", owned[r].begin, owned[r].end, size_);
     longest = std::max(longest, owned[r].size());
     nodes.push_back(nodes_of(static_cast<int>(r)));
+    most_sent += std::ssize(nodes_) * std::min(chunk_, owned[r].size());
+    most_received += std::ssize(nodes.back()) * std::min(chunk_, owned[own].size());
   }
+  const Tensor sending = host_tensor(DType::f32, {most_sent}), receiving = host_tensor(DType::f32, {most_received});
   for (std::int64_t done = 0; done < longest; done += chunk_) {
     const auto part = [&](std::size_t r) { return Range{std::min(owned[r].begin + done, owned[r].end), std::min(owned[r].begin + done + chunk_, owned[r].end)}; };
     const std::int64_t length = part(own).size();
     std::vector<std::int64_t> send, receive;
     std::int64_t sent = 0, received = 0;
     for (std::size_t r = 0; r < ranks; ++r) {
-      sent += send.emplace_back(std::ssize(nodes[own]) * part(r).size());
+      sent += send.emplace_back(std::ssize(nodes_) * part(r).size());
       received += receive.emplace_back(std::ssize(nodes[r]) * length);
     }
-    const Tensor in = host_tensor(DType::f32, {sent}), from_all = host_tensor(DType::f32, {received});
-    float* to = in.data<float>();
+    float* to = sending.data<float>();
     for (std::size_t r = 0; r < ranks; ++r) {
       for (std::size_t i = 0; i < nodes_.size(); ++i) to = std::copy_n(sums_[i].data<float>() + part(r).begin, part(r).size(), to);
     }
-    ranks_.exchange(in, send, from_all, receive);
+    ranks_.exchange(sending.slice(0, sent), send, receiving.slice(0, received), receive);
 
     std::vector<Node> stack;
     std::vector<std::span<float>> sums;  // of the stack's nodes, and one more
-    float* from = from_all.data<float>();
+    float* from = receiving.data<float>();
     for (const auto& of_rank : nodes) {
       for (const Node node : of_rank) {
         sums.resize(stack.size());
