@@ -28,6 +28,20 @@ void check_pair(const char* collective, const Tensor& in, const Tensor& out) {
   check(in.dtype() == out.dtype(), "{}: `in` is {}, but `out` is {}", collective, describe(in), describe(out));
 }
 
+/// The rows of `t` that `counts` divides among the ranks, as bytes.
+std::vector<std::int64_t> parts_in_bytes(const char* collective, const char* name, const Tensor& t, std::span<const std::int64_t> counts, int ranks) {
+  check(counts.size() == static_cast<std::size_t>(ranks), "{}: {} counts for {} ranks", collective, counts.size(), ranks);
+  std::int64_t total = 0;
+  for (const std::int64_t count : counts) {
+    check(count >= 0, "{}: a count is negative, {}", collective, count);
+    total += count;
+  }
+  check(t.shape().rank() > 0 && t.size(0) == total, "{}: all counts make {}, `{}` cannot be {}", collective, total, name, describe(t));
+  std::vector<std::int64_t> bytes(counts.begin(), counts.end());
+  for (std::int64_t& n : bytes) n *= total > 0 ? static_cast<std::int64_t>(t.bytes()) / total : 0;
+  return bytes;
+}
+
 }  // namespace
 
 void Communicator::all_gather(const Tensor& in, const Tensor& out) {
@@ -71,6 +85,15 @@ void Communicator::broadcast(const Tensor& inout, int root) {
   check_memory("broadcast", "inout", inout);
   check(0 <= root && root < size(), "broadcast: there is no rank {} to send, there are {}", root, size());
   do_broadcast(inout, root);
+}
+
+void Communicator::exchange(const Tensor& in, std::span<const std::int64_t> send_counts, const Tensor& out, std::span<const std::int64_t> receive_counts) {
+  check_pair("exchange", in, out);
+  const std::vector<std::int64_t> send = parts_in_bytes("exchange", "in", in, send_counts, size()), receive = parts_in_bytes("exchange", "out", out, receive_counts, size());
+  check(same_rows(in.shape(), 1, out.shape(), 1), "exchange: `in` is {}, `out` cannot be {}", describe(in), describe(out));
+  const auto own = static_cast<std::size_t>(rank());
+  check(send[own] == receive[own], "exchange: rank {} sends {} rows to itself and receives {}", rank(), send_counts[own], receive_counts[own]);
+  do_exchange(in, send, out, receive);
 }
 
 }  // namespace kvmesh

@@ -33,6 +33,9 @@ class Communicator {
   void all_reduce(const Tensor& inout, Reduce op);
   /// In place: root's elements on every rank. Root's own memory is only read.
   void broadcast(const Tensor& inout, int root);
+  /// To every rank its own rows: `in` [sum(send_counts), …] has send_counts[r] rows for rank r, one rank after another, and `out`
+  /// [sum(receive_counts), …] gets receive_counts[r] rows from it. What r sends to s is what s receives from r. No overlap of the two.
+  void exchange(const Tensor& in, std::span<const std::int64_t> send_counts, const Tensor& out, std::span<const std::int64_t> receive_counts);
   /// Returns when all ranks have come here.
   virtual void barrier() = 0;
   /// Device memory: returns when all that was enqueued on the communicator's stream is done, within the deadline; to be called after launching
@@ -44,6 +47,8 @@ class Communicator {
   virtual void do_all_gather(const Tensor& in, std::span<const std::int64_t> counts, const Tensor& out) = 0;
   virtual void do_all_reduce(const Tensor& inout, Reduce op) = 0;
   virtual void do_broadcast(const Tensor& inout, int root) = 0;
+  /// Bytes for each rank, and from it.
+  virtual void do_exchange(const Tensor& in, std::span<const std::int64_t> send, const Tensor& out, std::span<const std::int64_t> receive) = 0;
 };
 
 /// The communicator of one rank alone: nothing is sent.

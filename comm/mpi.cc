@@ -97,18 +97,54 @@ class MpiCommunicator final : public Communicator {
     }
   }
 
+  /// Every piece is a message; those between two ranks arrive in order. Each that has come or gone shows that the others are alive.
+  void do_exchange(const Tensor& in, std::span<const std::int64_t> send, const Tensor& out, std::span<const std::int64_t> receive) override {
+    constexpr const char* what = "exchange";
+    waiting_.start(what);
+    std::vector<MPI_Request> requests;
+    const auto* from = static_cast<const std::byte*>(in.raw());
+    auto* to = static_cast<std::byte*>(out.raw());
+    for (int r = 0; r < size(); ++r) {
+      const std::int64_t sent = send[static_cast<std::size_t>(r)], received = receive[static_cast<std::size_t>(r)];
+      if (r == rank()) {
+        if (sent > 0) std::memcpy(to, from, static_cast<std::size_t>(sent));
+      } else {
+        for (std::int64_t done = 0; done < received; done += piece_) {
+          const auto bytes = static_cast<int>(std::min(piece_, received - done));
+          check_mpi(MPI_Irecv(to + done, bytes, MPI_BYTE, r, Waiting::data_tag, waiting_.comm(), &requests.emplace_back()), "MPI_Irecv");
+        }
+        for (std::int64_t done = 0; done < sent; done += piece_) {
+          const auto bytes = static_cast<int>(std::min(piece_, sent - done));
+          check_mpi(MPI_Isend(from + done, bytes, MPI_BYTE, r, Waiting::data_tag, waiting_.comm(), &requests.emplace_back()), "MPI_Isend");
+        }
+      }
+      from += sent;
+      to += received;
+    }
+    std::vector<int> which(requests.size());
+    until(what, {in, out}, [&] {
+      int some = 0;
+      check_mpi(MPI_Testsome(static_cast<int>(requests.size()), requests.data(), &some, which.data(), MPI_STATUSES_IGNORE), what);
+      return some == MPI_UNDEFINED ? Waiting::Seen::done : some > 0 ? Waiting::Seen::own_work : Waiting::Seen::others;
+    });
+  }
+
   MPI_Request start(const char* what) {
     waiting_.start(what);
     return MPI_REQUEST_NULL;
   }
 
   void wait(const char* what, MPI_Request& request, std::initializer_list<Tensor> buffers) {
+    until(what, buffers, [&] {
+      int done = 0;
+      check_mpi(MPI_Test(&request, &done, MPI_STATUS_IGNORE), what);
+      return done ? Waiting::Seen::done : Waiting::Seen::others;
+    });
+  }
+
+  void until(const char* what, std::initializer_list<Tensor> buffers, const std::function<Waiting::Seen()>& look) {
     try {
-      waiting_.until(what, [&] {
-        int done = 0;
-        check_mpi(MPI_Test(&request, &done, MPI_STATUS_IGNORE), what);
-        return done ? Waiting::Seen::done : Waiting::Seen::others;
-      });
+      waiting_.until(what, look);
     } catch (...) {
       abandoned_.assign(buffers);
       throw;

@@ -139,6 +139,23 @@ class NcclCommunicator final : public Communicator {
     collective("broadcast", [&] { return ncclBroadcast(inout.raw(), inout.raw(), inout.bytes(), ncclUint8, root, comm_, stream_); });
   }
 
+  void do_exchange(const Tensor& in, std::span<const std::int64_t> send, const Tensor& out, std::span<const std::int64_t> receive) override {
+    collective("exchange", [&] {
+      ncclResult_t result = ncclGroupStart();
+      const auto* from = static_cast<const std::byte*>(in.raw());
+      auto* to = static_cast<std::byte*>(out.raw());
+      for (int r = 0; r < size(); ++r) {
+        const auto sent = static_cast<std::size_t>(send[static_cast<std::size_t>(r)]), received = static_cast<std::size_t>(receive[static_cast<std::size_t>(r)]);
+        if (sent > 0 && result == ncclSuccess) result = ncclSend(from, sent, ncclUint8, r, comm_, stream_);
+        if (received > 0 && result == ncclSuccess) result = ncclRecv(to, received, ncclUint8, r, comm_, stream_);
+        from += sent;
+        to += received;
+      }
+      const ncclResult_t end = ncclGroupEnd();
+      return result == ncclSuccess || result == ncclInProgress ? end : result;
+    });
+  }
+
   /// ncclAllReduce sums in an order of its own, and its min and max lose NaN: the operands are gathered, and every rank folds them itself.
   void do_all_reduce(const Tensor& inout, Reduce op) override {
     const auto width = static_cast<std::int64_t>(size_of(inout.dtype()));

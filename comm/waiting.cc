@@ -17,7 +17,7 @@ constexpr double roll_call_after = 0.75;      // of the deadline
 
 // A roll call is the number of the asker's collective; the answer repeats it, so that answers to an earlier call do not count. These
 // few bytes leave at once, or the job is about to end: nobody waits for their requests.
-constexpr int ask_tag = 1, answer_tag = 2;
+constexpr int ask_tag = Waiting::data_tag + 1, answer_tag = ask_tag + 1;
 
 }  // namespace
 
@@ -82,7 +82,8 @@ bool Waiting::answer_roll_calls() {
   for (bool lower = false;;) {
     int there = 0;
     MPI_Status status;
-    check_mpi(MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, comm_, &there, &status), "MPI_Iprobe");
+    check_mpi(MPI_Iprobe(MPI_ANY_SOURCE, ask_tag, comm_, &there, &status), "MPI_Iprobe");
+    if (!there) check_mpi(MPI_Iprobe(MPI_ANY_SOURCE, answer_tag, comm_, &there, &status), "MPI_Iprobe");
     if (!there) return lower;
     std::int64_t& number = answers_.emplace_back();  // stays where it is: it may be on its way for a while
     check_mpi(MPI_Recv(&number, 1, MPI_INT64_T, status.MPI_SOURCE, status.MPI_TAG, comm_, MPI_STATUS_IGNORE), "MPI_Recv");

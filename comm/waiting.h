@@ -18,12 +18,13 @@ namespace kvmesh {
 class Waiting {
  public:
   enum class Seen {
-    own_work,  ///< this rank's own device has not come that far: nobody else is waited for, and roll calls are not answered
+    own_work,  ///< this rank's own device has not come that far, or something has just come in: the wait begins anew, and roll calls are not answered
     others,    ///< it is the others' turn
     done,
   };
+  static constexpr int data_tag = 0;
 
-  /// Collective, as MPI builds a communicator of its own for it: comm(), whose point-to-point messages are the roll calls'.
+  /// Collective, as MPI builds a communicator of its own for it: comm(). Its point-to-point messages are the roll calls', but for those with data_tag.
   Waiting(Ranks ranks, std::shared_ptr<Deadline> deadline);
   ~Waiting();
   Waiting(const Waiting&) = delete;

@@ -151,6 +151,59 @@ TEST_F(Collectives, BroadcastFromEveryRoot) {
   }
 }
 
+// Rank r sends r·3 + s (or none, where r + s is 3) rows to rank s; what rank r sends has its bytes from the count that s tells on.
+TEST_F(Collectives, ExchangeBringsEveryRankItsRows) {
+  for (Communicator* comm : communicators()) {
+    const int size = comm->size(), rank = comm->rank();
+    for (const DType dtype : all_dtypes) {
+      for (const std::int64_t scale : {0, 1, 5'000}) {
+        const auto count = [&](int from, int to) { return from + to == 3 ? 0 : scale * (from * 3 + to); };
+        const auto rows = [&](int from, int to) { return bytes_of_rank(dtype, {count(from, to), 2}, from * 5 + to); };
+        std::vector<std::int64_t> send, receive;
+        for (int r = 0; r < size; ++r) {
+          send.push_back(count(rank, r));
+          receive.push_back(count(r, rank));
+        }
+        const Tensor in = host_tensor(dtype, {std::accumulate(send.begin(), send.end(), std::int64_t{0}), 2});
+        std::int64_t before = 0;
+        for (int r = 0; r < size; ++r) {
+          const Tensor part = rows(rank, r);
+          if (part.bytes() > 0) std::memcpy(in.slice(before, before + send[static_cast<std::size_t>(r)]).raw(), part.raw(), part.bytes());
+          before += send[static_cast<std::size_t>(r)];
+        }
+        const Tensor out = put(scribbled(dtype, {std::accumulate(receive.begin(), receive.end(), std::int64_t{0}), 2}));
+        comm->exchange(put(in), send, out, receive);
+        const Tensor all = get(out);
+        before = 0;
+        for (int r = 0; r < size; ++r) {
+          const std::int64_t end = before + receive[static_cast<std::size_t>(r)];
+          ASSERT_TRUE(equal(all.slice(before, end), rows(r, rank))) << name_of(dtype) << " from " << r << " scale " << scale;
+          before = end;
+        }
+      }
+    }
+  }
+}
+
+// Rank 1 waits for the last rank, which is late, and looks for roll calls meanwhile; what rank 0 sends in the next exchange is there already.
+TEST_F(Collectives, AnEarlyMessageIsNoRollCall) {
+  const int size = group->size(), late = size - 1;
+  if (size < 3) GTEST_SKIP() << "needs three ranks";
+  for (Communicator* comm : communicators()) {
+    const int rank = comm->rank();
+    const std::vector<std::int64_t> ones(static_cast<std::size_t>(size), 1);
+    std::vector<std::int64_t> send(static_cast<std::size_t>(size)), receive(send);
+    if (rank == late) send[1] = 1;
+    if (rank == 1) receive[static_cast<std::size_t>(late)] = 1;
+    const Tensor in = put(bytes_of_rank(DType::i64, {size}, rank)), out = put(scribbled(DType::i64, {size}));
+    if (rank == late) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    comm->exchange(in.slice(0, send[1]), send, out.slice(0, receive[static_cast<std::size_t>(late)]), receive);
+    comm->exchange(in, ones, out, ones);
+    const Tensor all = get(out);
+    for (int r = 0; r < size; ++r) ASSERT_TRUE(equal(all.slice(r, r + 1), bytes_of_rank(DType::i64, {size}, r).slice(rank, rank + 1))) << r;
+  }
+}
+
 template <typename T>
 T value_of(int r, std::int64_t i) { return static_cast<T>((i * 5 + r * 3) % 101 + r); }
 
@@ -274,6 +327,15 @@ TEST_F(Collectives, WrongShapesAreRefusedBeforeAnythingIsSent) {
     expect_usage_error([&] { comm->all_reduce(host_tensor(DType::bf16, {3}), Reduce::sum); }, "all_reduce: bfloat16[3] is not among");
     expect_usage_error([&] { comm->broadcast(row, static_cast<int>(n)); }, "broadcast: there is no rank");
     expect_usage_error([&] { comm->broadcast(row, -1); }, "broadcast: there is no rank -1");
+    std::vector<std::int64_t> more(ones), negative(ones);
+    more.back() = 2;
+    negative.back() = -1;
+    expect_usage_error([&] { comm->exchange(rows, ones, host_tensor(DType::f64, {n, 3}), ones); }, "but `out` is float64");
+    expect_usage_error([&] { comm->exchange(rows, ones, host_tensor(DType::f32, {n, 2}), ones); }, "`out` cannot be float32");
+    expect_usage_error([&] { comm->exchange(rows, more, rows, ones); }, fmt::format("all counts make {}, `in` cannot be", n + 1));
+    expect_usage_error([&] { comm->exchange(rows, ones, rows, more); }, fmt::format("all counts make {}, `out` cannot be", n + 1));
+    expect_usage_error([&] { comm->exchange(rows, negative, rows, ones); }, "negative, -1");
+    expect_usage_error([&] { comm->exchange(rows, std::span(ones).first(ones.size() - 1), rows, ones); }, "counts for");
     comm->all_gather(row, rows);  // and the communicator still works
   }
 }

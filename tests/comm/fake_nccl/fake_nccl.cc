@@ -61,7 +61,7 @@ void go_on() {
 }
 
 /// One rank's part of a collective over `bytes` bytes at `memory`, of which it gives those at `own`. MPI works on memory of its own, which is left to it when
-/// the work is abandoned.
+/// the work is abandoned. Without `memory` it only gives.
 std::function<Work()> mpi_work(const void* given, std::size_t given_bytes, std::size_t own, void* memory, std::size_t bytes, std::function<void(std::byte*, MPI_Request*)> begin) {
   struct Call {
     std::vector<std::byte> buffer;
@@ -78,7 +78,7 @@ std::function<Work()> mpi_work(const void* given, std::size_t given_bytes, std::
       int done = 0;
       MPI_Test(&(*call)->request, &done, MPI_STATUS_IGNORE);
       if (done == 0) return false;
-      std::memcpy(memory, (*call)->buffer.data(), bytes);
+      if (memory != nullptr) std::memcpy(memory, (*call)->buffer.data(), bytes);
       delete *call;
       return true;
     };
@@ -99,6 +99,18 @@ ncclResult_t collective(ncclComm_t comm, cudaStream_t stream, std::function<Work
   group_of = comm;
   group.emplace_back(stream, std::move(work));
   return ncclSuccess;
+}
+
+/// A group's work is begun all at once: a rank may send first and receive then.
+std::function<Work()> together(std::vector<std::pair<cudaStream_t, std::function<Work()>>> parts) {
+  return [parts = std::move(parts)]() -> Work {
+    const auto left = std::make_shared<std::vector<Work>>();
+    for (const auto& [stream, make] : parts) left->push_back(make());
+    return [left] {
+      std::erase_if(*left, [](Work& work) { return work(); });
+      return left->empty();
+    };
+  };
 }
 
 template <typename T>
@@ -256,8 +268,19 @@ ncclResult_t ncclBroadcast(const void* send, void* receive, std::size_t bytes, n
   return collective(comm, stream, mpi_work(send, comm->rank == root ? bytes : 0, 0, receive, bytes, begin));
 }
 
+ncclResult_t ncclSend(const void* send, std::size_t bytes, ncclDataType_t, int peer, ncclComm_t comm, cudaStream_t stream) {
+  const auto begin = [n = static_cast<int>(bytes), peer, mpi = comm->mpi](std::byte* all, MPI_Request* request) { MPI_Isend(all, n, MPI_BYTE, peer, 0, mpi, request); };
+  return collective(comm, stream, mpi_work(send, bytes, 0, nullptr, bytes, begin));
+}
+
+ncclResult_t ncclRecv(void* receive, std::size_t bytes, ncclDataType_t, int peer, ncclComm_t comm, cudaStream_t stream) {
+  const auto begin = [n = static_cast<int>(bytes), peer, mpi = comm->mpi](std::byte* all, MPI_Request* request) { MPI_Irecv(all, n, MPI_BYTE, peer, 0, mpi, request); };
+  return collective(comm, stream, mpi_work(nullptr, 0, 0, receive, bytes, begin));
+}
+
 ncclResult_t ncclGroupStart() { return ++group_depth, ncclSuccess; }
 ncclResult_t ncclGroupEnd() {
   if (--group_depth > 0 || group.empty()) return ncclSuccess;
-  return ask(group_of, std::exchange(group, {}));
+  const cudaStream_t stream = group.front().first;
+  return ask(group_of, {{stream, together(std::exchange(group, {}))}});
 }
