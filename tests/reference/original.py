@@ -67,25 +67,28 @@ class Original:
     def pad(self, prompts, pad_id, power_of_two=True):
         return self.inference.pad_tokens(prompts, pad_id, pad_to_power_of_two=power_of_two)
 
-
-class Run:
-    """A model of the original with given weights, and its prefill and decode."""
-
-    def __init__(self, original, shape, weights, dtype, pad_id):
+    def config_of(self, shape, dtype):
         assert shape.get("logit_soft_cap", 15) == 15 and shape.get("rope_theta", 1e4) == 1e4 and shape.get("norm_eps", 1e-5) == 1e-5  # it has no others
         keys = ["seqlen", "vocab_size", "d_emb", "num_layers", "q_heads", "kv_heads"]
-        if original.has_windows:
+        if self.has_windows:
             keys += [k for k in ("window_pattern", "local_window_size", "nope_global_attn") if k in shape]
         else:
             assert shape.get("window_pattern", "L") == "L"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it takes a quarter of seqlen as the window
-            model_config = original.config.ModelConfig(dtype=dtype, **{k: shape[k] for k in keys})
+            model_config = self.config.ModelConfig(dtype=dtype, **{k: shape[k] for k in keys})
         model_config.attn.num_layers = shape["num_layers"]  # January's constructor leaves it at 12
+        return self.config.Config(mesh=self.mesh, rules=self.config.ShardingRules(), model=model_config)
+
+
+class Run:
+    """A model of the original with given weights, and its prefill and decode."""
+
+    def __init__(self, original, shape, weights, dtype, pad_id):
         self.original, self.pad_id = original, pad_id
-        self.config = original.config.Config(mesh=original.mesh, rules=original.config.ShardingRules(), model=model_config)
-        self.head_dim = model_config.attn.head_dim
-        specs = original.model.GPT.param_specs(model_config)
+        self.config = original.config_of(shape, dtype)
+        self.head_dim = self.config.model.attn.head_dim
+        specs = original.model.GPT.param_specs(self.config.model)
         names = []
 
         def leaf(path, spec):
