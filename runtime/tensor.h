@@ -51,7 +51,7 @@ class Tensor {
   /// The elements; an Error if T is not the tensor's dtype.
   template <typename T>
   T* data() const {
-    check(DTypeOf<T>::value == dtype_, "tensor{} is {}, asked for {}", to_string(shape_), name_of(dtype_), name_of(DTypeOf<T>::value));
+    if (DTypeOf<T>::value != dtype_) fail(Fault::usage, "tensor{} is {}, asked for {}", to_string(shape_), name_of(dtype_), name_of(DTypeOf<T>::value));
     return static_cast<T*>(data_);
   }
   template <typename T>
