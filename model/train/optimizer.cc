@@ -81,8 +81,8 @@ double scheduled_lr(const OptimizerOptions& o, std::int64_t step) {
   return o.floor + (o.lr - o.floor) * cosine;
 }
 
-Optimizer::Optimizer(const ModelConfig& config, const ParamLayout& layout, Device& device, const OptimizerOptions& options, int rank, int ranks)
-    : layout_(layout), device_(device), ops_(device.train_ops()), options_(options), width_scale_(1 / std::sqrt(static_cast<double>(config.d_emb) / 768)), rank_(rank),
+Optimizer::Optimizer(const ModelConfig& config, const ParamLayout& layout, Device& device, DType products, const OptimizerOptions& options, int rank, int ranks)
+    : layout_(layout), device_(device), ops_(device.train_ops()), products_(products), options_(options), width_scale_(1 / std::sqrt(static_cast<double>(config.d_emb) / 768)), rank_(rank),
       owners_(divide(layout, options, ranks)) {
   m_ = device.empty(DType::f32, {own().size()});
   v_ = device.empty(DType::f32, {own().size()});
@@ -95,8 +95,8 @@ Optimizer::Optimizer(const ModelConfig& config, const ParamLayout& layout, Devic
     largest = std::max(largest, m.size());
     height = std::max(height, b.height);
     area = std::max(area, b.height * b.width);
-    packed = std::max({packed, static_cast<std::int64_t>(device.weight_bytes(DType::f32, b.height, b.width)), static_cast<std::int64_t>(device.weight_bytes(DType::f32, b.height, b.height))});
-    turned = std::max(turned, static_cast<std::int64_t>(device.weight_bytes(DType::f32, b.width, b.height)));
+    packed = std::max({packed, static_cast<std::int64_t>(device.weight_bytes(products, b.height, b.width)), static_cast<std::int64_t>(device.weight_bytes(products, b.height, b.height))});
+    turned = std::max(turned, static_cast<std::int64_t>(device.weight_bytes(products, b.width, b.height)));
   });
   if (largest == 0) return;
   update_ = device.empty(DType::f32, {largest});
@@ -104,7 +104,8 @@ Optimizer::Optimizer(const ModelConfig& config, const ParamLayout& layout, Devic
   gram_ = device.empty(DType::f32, {height, height});
   square_ = device.empty(DType::f32, {height, height});
   product_ = device.empty(DType::f32, {area});
-  transposed_ = device.empty(DType::f32, {area});
+  transposed_ = device.empty(products, {area});
+  if (products != DType::f32) rounded_ = device.empty(products, {area});
   packed_ = device.empty(DType::u8, {packed});
   packed_turned_ = device.empty(DType::u8, {turned});
 }
@@ -143,10 +144,17 @@ std::string Optimizer::matrix_of_square(std::span<const double> all) const {
   return name;
 }
 
-Weight Optimizer::pack(const Tensor& x, Tensor& memory) {
-  const Weight weight{x.size(0), x.size(1), DType::f32, memory.slice(0, static_cast<std::int64_t>(device_.weight_bytes(DType::f32, x.size(0), x.size(1))))};
+Weight Optimizer::pack(const Tensor& x, const Tensor& memory) {
+  const Weight weight{x.size(0), x.size(1), products_, memory.slice(0, static_cast<std::int64_t>(device_.weight_bytes(products_, x.size(0), x.size(1))))};
   ops_.pack(x, weight);
   return weight;
+}
+
+Tensor Optimizer::rounded(const Tensor& x) {
+  if (products_ == DType::f32) return x;
+  const Tensor out = rows_of(rounded_, x.size(0), x.size(1));
+  ops_.convert(x, out);
+  return out;
 }
 
 void Optimizer::orthogonalize(const Tensor& x) {
@@ -157,10 +165,10 @@ void Optimizer::orthogonalize(const Tensor& x) {
   ops_.scale_add(0, x, 1 / (static_cast<float>(std::sqrt(ops_.sum_squares(x))) + 1e-8f), x);
   for (int i = 0; i < options_.newton_schulz_steps; ++i) {
     ops_.transpose(x, turned);
-    device_.linear(x, pack(turned, packed_turned_), Epilogue::none, gram);
-    device_.linear(gram, pack(gram, packed_), Epilogue::none, square);
+    device_.linear(rounded(x), pack(turned, packed_turned_), Epilogue::none, gram);
+    device_.linear(rounded(gram), pack(gram, packed_), Epilogue::none, square);
     ops_.scale_add(b, gram, c, square);
-    device_.linear(square, pack(x, packed_), Epilogue::none, product);
+    device_.linear(rounded(square), pack(x, packed_), Epilogue::none, product);
     ops_.scale_add(1, product, a, x);
   }
 }

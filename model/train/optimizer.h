@@ -31,8 +31,8 @@ double scheduled_lr(const OptimizerOptions& options, std::int64_t step);
 
 class Optimizer {
  public:
-  /// `group` ranks; this is `rank`. layout and device outlive it.
-  Optimizer(const ModelConfig& config, const ParamLayout& layout, Device& device, const OptimizerOptions& options, int rank, int ranks);
+  /// This is `rank` of `ranks`. `products`: what Newton and Schulz's matrices are rounded to when they are multiplied. layout and device outlive it.
+  Optimizer(const ModelConfig& config, const ParamLayout& layout, Device& device, DType products, const OptimizerOptions& options, int rank, int ranks);
 
   /// Which elements each rank owns; in order, without gaps, about equal in work. Cuts go only between Muon's matrices.
   std::span<const Range> owners() const { return owners_; }
@@ -54,11 +54,13 @@ class Optimizer {
  private:
   void muon(const Matrix& matrix, const Tensor& update);
   void orthogonalize(const Tensor& x);
-  Weight pack(const Tensor& x, Tensor& memory);
+  Weight pack(const Tensor& x, const Tensor& memory);
+  Tensor rounded(const Tensor& x);
 
   const ParamLayout& layout_;
   Device& device_;
   TrainOps& ops_;
+  DType products_;
   OptimizerOptions options_;
   double width_scale_;
   int rank_;
@@ -66,7 +68,7 @@ class Optimizer {
   Tensor m_, v_;
   Tensor update_, turned_;            // one matrix, and transposed
   Tensor gram_, square_, product_;    // of the largest block that is made orthogonal
-  Tensor packed_, packed_turned_, transposed_;
+  Tensor packed_, packed_turned_, transposed_, rounded_;
 };
 
 }  // namespace kvmesh

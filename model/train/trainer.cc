@@ -37,7 +37,7 @@ Trainer::Trainer(const ModelConfig& config, DType dtype, Device& device, Communi
       options_(options),
       vector_(host_tensor(DType::f32, {layout.size})),
       backprop_(config, dtype, device, layout, {.rows = options.batch.micro_rows, .recompute = options.recompute}),
-      optimizer_(config, layout, device, options.optimizer, ranks.rank(), ranks.size()),
+      optimizer_(config, layout, device, dtype, options.optimizer, ranks.rank(), ranks.size()),
       sum_(ranks, options.batch.rows / options.batch.micro_rows, layout.size),
       own_gradient_(host_tensor(DType::f32, {optimizer_.own().size()})) {}
 

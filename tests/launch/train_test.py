@@ -57,7 +57,8 @@ class Train(CommandLineTest):
         return {line["step"]: (line["loss"], line["grad_norm"], line["lr"]) for line in map(json.loads, path.read_text().splitlines())}
 
     def test_same_bits_for_every_number_of_ranks(self):
-        for name, checkpoint, more in (("muon", self.start, ["--rows", "whole", "--documents", "apart"]), ("adamw", self.bf16, ["--optimizer", "adamw", "--lr", 0.01, "--shuffle"])):
+        for name, checkpoint, more in (("muon", self.start, ["--rows", "whole", "--documents", "apart"]), ("adamw", self.bf16, ["--optimizer", "adamw", "--lr", 0.01, "--shuffle"]),
+                                      ("muon16", self.bf16, ["--recompute"])):
             found = []
             for ranks in (1, 2, 3, 4):
                 output, metrics = self.path(f"{name}{ranks}"), self.path(f"{name}{ranks}.jsonl")
