@@ -364,7 +364,7 @@ std::optional<TrainCommandOptions> parse_train_options(std::span<const std::stri
       ("data", value(o.data, "FILES"), "shards to train on: a folder of .bin files, or a pattern")  //
       ("validation", value(o.validation, "FILES"), "shards to validate on")  //
       ("init", value(o.init, "HOW"), "weights: --checkpoint's; original, copying: as docs/training.md says, and --checkpoint needs only config.json")  //
-      ("seed", value(seed, "S"), "of --init and --shuffle: 0 to 4294967295")  //
+      ("seed", value(seed, "S"), "of --init, --shuffle and drawn samples: 0 to 4294967295")  //
       ("end-of-text", value(o.end_of_text, "ID"), "the token that begins a document; -1: the tokenizer's <|endoftext|>")  //
       ("rows", value(rows, "HOW"), "filled: a row is seqlen tokens from a document's start on, the last one cut; whole: whole documents only")  //
       ("documents", value(documents, "HOW"), "joined: a token sees all of its row before it; apart: of its document, and positions restart with each")  //
