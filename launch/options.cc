@@ -364,7 +364,7 @@ std::optional<TrainCommandOptions> parse_train_options(std::span<const std::stri
       ("data", value(o.data, "FILES"), "shards to train on: a folder of .bin files, or a pattern")  //
       ("validation", value(o.validation, "FILES"), "shards to validate on")  //
       ("init", value(o.init, "HOW"), "weights: --checkpoint's; original, copying: as docs/training.md says, and --checkpoint needs only config.json")  //
-      ("seed", value(seed, "S"), "of --init and --shuffle: 0 to 4294967295")  //
+      ("seed", value(seed, "S"), "of --init, --shuffle and drawn samples: 0 to 4294967295")  //
       ("end-of-text", value(o.end_of_text, "ID"), "the token that begins a document; -1: the tokenizer's <|endoftext|>")  //
       ("rows", value(rows, "HOW"), "filled: a row is seqlen tokens from a document's start on, the last one cut; whole: whole documents only")  //
       ("documents", value(documents, "HOW"), "joined: a token sees all of its row before it; apart: of its document, and positions restart with each")  //
@@ -392,6 +392,10 @@ std::optional<TrainCommandOptions> parse_train_options(std::span<const std::stri
       ("keep", value(o.keep, "N"), "saved steps that stay, besides the best")  //
       ("validate-every", value(o.validate_every, "STEPS"), "between validations; 0: at the end")  //
       ("patience", value(o.patience, "STEPS"), "stop when the loss has not been lower for so long; 0: never")  //
+      ("sample", po::value(&o.samples)->value_name("TEXT"), "shows how the model goes on with this text; repeatable")  //
+      ("sample-every", value(o.sample_every, "STEPS"), "between samples; 0: at the end")  //
+      ("sample-tokens", value(o.sample_tokens, "N"), "of a sample, at most")  //
+      ("sample-temperature", value(o.sample_temperature, "T"), "0 or less: the most probable token; else drawn with --seed, the same draws each time")  //
       ("metrics", value(metrics, "FILE"), "a JSON line a step; appended")  //
       ("no-peak", po::bool_switch(&o.no_peak), "do not measure at the start, for a second, what the device can do at most")  //
       ("fresh", po::bool_switch(&o.fresh), "begin anew where OUTPUT has saved steps");
@@ -415,11 +419,13 @@ std::optional<TrainCommandOptions> parse_train_options(std::span<const std::stri
   check(o.batch_rows >= 1 && o.micro_rows >= 1 && o.batch_rows % o.micro_rows == 0, "--batch-rows {} is not a multiple of --micro-rows {}", o.batch_rows, o.micro_rows);
   const auto at_least = [](const char* name, double x, double least) { check(x >= least, "--{} {}: must be at least {}", name, x, least); };
   for (const auto& [name, x] : {std::pair{"lr", lr}, {"embed-lr", opt.embed_lr}, {"head-lr", opt.head_lr}, {"eps", opt.eps}, {"weight-decay", opt.weight_decay}, {"clip", opt.clip},
-                                {"save-every", static_cast<double>(o.save_every)}, {"validate-every", static_cast<double>(o.validate_every)},
+                                {"save-every", static_cast<double>(o.save_every)}, {"validate-every", static_cast<double>(o.validate_every)}, {"sample-every", static_cast<double>(o.sample_every)},
                                 {"patience", static_cast<double>(o.patience)}}) {
     at_least(name, x, 0);
   }
   at_least("keep", static_cast<double>(o.keep), 1);
+  at_least("sample-tokens", static_cast<double>(o.sample_tokens), 1);
+  check(std::isfinite(o.sample_temperature), "--sample-temperature {}: must be finite", o.sample_temperature);
   at_least("newton-schulz", opt.newton_schulz_steps, 1);
   for (const auto& [name, x] : {std::pair{"beta1", opt.beta1}, {"beta2", opt.beta2}, {"momentum", opt.momentum}}) {
     check(x >= 0 && x < 1, "--{} {}: must be 0 or more, and less than 1", name, x);

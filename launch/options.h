@@ -105,6 +105,9 @@ struct TrainCommandOptions {
   DataOptions rows;               ///< but for files, seqlen, vocab_size and end_of_text
   std::int64_t batch_rows = 8, micro_rows = 8;
   std::int64_t save_every = 0, keep = 3, validate_every = 0, patience = 0;  ///< in steps; 0: only at the end, or never
+  std::vector<std::string> samples;  ///< texts that the model goes on with
+  std::int64_t sample_every = 0, sample_tokens = 64;
+  float sample_temperature = 0;
   std::filesystem::path metrics;
   bool recompute = false, no_peak = false, fresh = false;
 };

@@ -7,6 +7,7 @@
 #include "launch/job/plots.h"
 #include "launch/job/signals.h"
 #include "launch/job/train_report.h"
+#include "launch/job/train_samples.h"
 #include "model/train/train_checkpoint.h"
 #include "model/train/trainer.h"
 
@@ -116,6 +117,7 @@ int train_command(std::span<const std::string> args, ProcessGroup& group) {
   data.end_of_text = o.end_of_text >= 0 ? o.end_of_text : job.tokenizer ? job.tokenizer->end_of_text() : -1;
   check(data.end_of_text >= 0 && data.end_of_text < config.vocab_size, "--end-of-text {}: the token that begins a document must be one of the model's {}", data.end_of_text,
         config.vocab_size);
+  const TrainSamples samples(o, job, data.end_of_text);
   std::unique_ptr<const AllRows> validation;
   if (!o.validation.empty()) {
     DataOptions rows = data;
@@ -193,7 +195,8 @@ int train_command(std::span<const std::string> args, ProcessGroup& group) {
         progress.best_step = progress.step;
       }
     }
-    report.step({progress.step, step, seconds, Backprop::flops_per_token(config, keys_of(batches)), validated, trainer.times(), done || stopped});
+    const std::vector<TrainSample> said = samples.due(progress.step, done) ? samples.make(trainer.gpt(), ranks) : std::vector<TrainSample>();
+    report.step({progress.step, step, seconds, Backprop::flops_per_token(config, keys_of(batches)), validated, trainer.times(), said, done || stopped});
     if (done || stopped || progress.best_step == progress.step || (o.save_every > 0 && progress.step % o.save_every == 0)) {
       save();
       last_saved = progress.step;

@@ -3,7 +3,6 @@
 #include "launch/job/progress.h"
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 #include <unistd.h>
 
 #include <cstdio>
@@ -32,16 +31,18 @@ void TrainReport::step(const Figures& f) {
                                    {"split", {{"gradients", since(&StepTimes::gradients)}, {"exchange", since(&StepTimes::exchange)}, {"update", since(&StepTimes::update)},
                                               {"gather", since(&StepTimes::gather)}, {"packing", since(&StepTimes::packing)}}}};
     if (f.validation) line["validation_loss"] = *f.validation;
+    for (const TrainSample& sample : f.samples) line["samples"].push_back({{"prompt", sample.prompt}, {"completion", sample.completion}});
     metrics_->write(line.dump() + "\n");
     times_ = f.times;
   }
-  const bool tell = f.last || f.validation.has_value();
+  const bool tell = f.last || f.validation.has_value() || !f.samples.empty();
   if (!tell && now - shown_ < (terminal_ ? std::chrono::milliseconds(200) : std::chrono::milliseconds(10000))) return;
   shown_ = now;
   const std::string text = fmt::format("step {} of {}: loss {:.4f}{}, lr {:.2g}, {:.0f} tokens/s{}, {} left", f.number, steps_, f.step.loss,
                                        f.validation ? fmt::format(", validation {:.4f}", *f.validation) : "", f.step.lr, tokens_per_s,
                                        peak_ > 0 ? fmt::format(", {:.0f} % of peak", 100 * share) : "", duration_text(left));
   fmt::print(stderr, "{}kvmesh: {}{}", terminal_ ? "\r\033[K" : "", text, terminal_ && !tell ? "" : "\n");
+  for (const TrainSample& sample : f.samples) fmt::print(stderr, "kvmesh: after step {}: {}\n", f.number, Json(sample.prompt + sample.completion).dump());
   std::fflush(stderr);
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "launch/job/file.h"
+#include "launch/job/train_samples.h"
 #include "model/train/trainer.h"
 
 #include <chrono>
@@ -22,6 +23,7 @@ class TrainReport {
     double flops_per_token = 0;
     std::optional<double> validation;  ///< loss
     StepTimes times;                   ///< since the beginning
+    std::vector<TrainSample> samples;
     bool last = false;
   };
   void begin(const std::string& text);

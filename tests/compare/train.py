@@ -7,12 +7,11 @@ CHECKOUT is a git checkout of the original (made with 5be1f9a). What is missing 
 its forward(), loss and optim.py with its clip of 1.0, jitted as its train.py does, on as many cores as kvmesh has threads; it keeps bfloat16 weights where
 kvmesh keeps float32 ones. Speed: the systems take turns; a turn is some steps after two that do not count, its figure the median step.
 --curves trains both on the stories, from the same initial weights, with the same rows in the same order and the original's rule of decay, with each
-optimizer, and writes losses.json and, by gnuplot, losses.svg into FOLDER. Rows are filled and joined, as the original has them. The line of the entropy is
+optimizer, and writes losses.json and, by gnuplot, losses.svg into FOLDER; printed is how far the losses are apart. Rows are filled and joined, as the original has them. The line of the entropy is
 the stories' own, a token; a row's last story is cut, so that what can be reached differs a little.
 """
 import argparse
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -134,9 +133,9 @@ def run_kvmesh(args, checkpoint, data, output, dtype, optimizer, lr, steps, end_
     peak, floor = peak_lr(optimizer, lr)
     metrics = output.with_suffix(".jsonl")
     metrics.unlink(missing_ok=True)
-    command = [args.kvmesh, "train", "--checkpoint", checkpoint, "--data", data, "--output", output, "--dtype", dtype, "--device", "cpu", "--threads", args.threads, "--steps", steps,
-               "--batch-rows", args.rows, "--micro-rows", args.micro_rows or args.rows, "--optimizer", optimizer, "--lr", peak, "--lr-floor", floor, "--warmup", int(WARMUP * steps),
-               "--clip", CLIP, "--decay-rule", "original", "--end-of-text", end_of_text, "--metrics", metrics, "--fresh", *more]
+    command = [args.kvmesh, "train", "--checkpoint", checkpoint, "--data", data, "--output", output, "--dtype", dtype, "--device", "cpu", "--threads", args.threads,
+               "--steps", steps, "--batch-rows", args.rows, "--micro-rows", args.micro_rows or args.rows, "--optimizer", optimizer, "--lr", peak, "--lr-floor", floor, "--warmup", int(WARMUP * steps),
+               "--clip", CLIP, "--decay-rule", "original", "--end-of-text", end_of_text, "--metrics", metrics, "--no-peak", "--fresh", *more]
     done = subprocess.run([str(x) for x in command], capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"kvmesh train failed ({done.returncode}): {done.stderr.strip()}")
@@ -169,14 +168,15 @@ def race(args, shape, work):
                     first.setdefault(system, losses[0])
                     rate[system].append(args.rows * T / statistics.median(seconds[2:]))
             medians = {s: statistics.median(r) for s, r in rate.items()}
+            best = {s: max(r) for s, r in rate.items()}
             print(dtype, optimizer, {s: [round(x) for x in r] for s, r in rate.items()}, "first losses", first, file=sys.stderr)
-            table.append((dtype, optimizer, medians))
-    print(f"{args.rows} rows of {T} tokens a step, {args.threads} threads, medians of {args.repeat} turns of {args.turn} steps\n")
-    print("| dtype | optimizer | " + " | ".join(f"{s}, tokens/s" for s in systems) + (" | kvmesh is faster by |" if len(systems) > 1 else " |"))
-    print("|---" * (2 + len(systems) + (len(systems) > 1)) + "|")
-    for dtype, optimizer, medians in table:
-        ratio = f" | {medians['kvmesh'] / medians['original']:.2f} |" if len(systems) > 1 else " |"
-        print(f"| {dtype} | {optimizer} | " + " | ".join(f"{medians[s]:.0f}" for s in systems) + ratio)
+            table.append((dtype, optimizer, medians, best))
+    print(f"{args.rows} rows of {T} tokens a step, {args.threads} threads, {args.repeat} turns of {args.turn} steps; in brackets the best turn\n")
+    heads = ["dtype", "optimizer", *(f"{s}, tokens/s" for s in systems), *(["kvmesh is faster by"] if len(systems) > 1 else [])]
+    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
+    for dtype, optimizer, medians, best in table:
+        ratio = [f"{medians['kvmesh'] / medians['original']:.2f} ({best['kvmesh'] / best['original']:.2f})"] if len(systems) > 1 else []
+        print("| " + " | ".join([dtype, optimizer, *(f"{medians[s]:.0f} ({best[s]:.0f})" for s in systems), *ratio]) + " |")
 
 
 def tokenize(args, work, name, count, seed):
@@ -200,7 +200,10 @@ def draw(folder, runs, entropy):
             f"{i} {loss} {mean[i - 1]} {validation.get(i, 'NaN')}\n" for i, loss in enumerate(run["loss"], 1)))
     styles = {"kvmesh muon": "lw 2 lc rgb '#1f77b4'", "original muon": "lw 2 dt 2 lc rgb '#aec7e8'", "kvmesh adamw": "lw 2 lc rgb '#d62728'", "original adamw": "lw 2 dt 2 lc rgb '#ff9896'"}
     curves = [f"'{name}.dat' using 1:3 with lines {styles.get(name, '')} title '{name}, training (of ten steps)'" for name in runs]
-    curves += [f"'{name}.dat' using 1:4 with points pt {5 if name.startswith('kvmesh') else 4} lc rgb '#555555' title '{name}, validation'" for name in runs]
+    for i, name in enumerate(runs):  # a system's points look alike for both optimizers
+        mark, system = (5, "kvmesh") if name.startswith("kvmesh") else (4, "original")
+        first = next(j for j, other in enumerate(runs) if other.startswith(system)) == i
+        curves.append(f"'{name}.dat' using 1:4 with points pt {mark} ps {0.6 if mark == 5 else 1.2} lc rgb '#333333' " + (f"title '{system}, validation'" if first else "notitle"))
     (folder / "losses.gp").write_text("set terminal svg size 900,560 font 'sans,12' background rgb 'white'\nset output 'losses.svg'\nset datafile missing 'NaN'\n"
                                       "set grid ytics lc rgb '#dddddd'\nset xlabel 'step'\nset ylabel 'loss, nats a token'\nset key right top\n"
                                       f"set arrow from graph 0,first {entropy} to graph 1,first {entropy} nohead dt 3\nset label 'entropy {entropy:.3f}' at graph 0.02,first {entropy} offset 0,0.6\n"
@@ -250,6 +253,11 @@ def curves(args, shape, work):
             first = next((i + 1 for i, x in enumerate(apart) if x > 1e-3), None)
             summary[optimizer] = {"largest_difference_of_20_steps": max(apart[:20]), "largest_difference": max(apart), "first_step_beyond_1e-3": first,
                                   "validation_difference": ours["validation"][-1][1] - theirs["validation"][-1][1]}
+    for system in args.systems.split(","):  # Muon's steps to where AdamW ends, by the mean of ten steps
+        if all(f"{system} {optimizer}" in runs for optimizer in ("muon", "adamw")):
+            means = [statistics.mean(runs[f"{system} muon"]["loss"][i:i + 10]) for i in range(args.steps - 9)]
+            goal = statistics.mean(runs[f"{system} adamw"]["loss"][-10:])
+            summary[f"{system}: steps of Muon to AdamW's last loss"] = next((i + 10 for i, x in enumerate(means) if x <= goal), None)
     out = {"shape": shape, "dtype": dtype, "steps": args.steps, "rows": args.rows, "lr": args.lr, "commit": side.original.commit, "entropy": entropy, "summary": summary, "runs": runs}
     (args.curves / "losses.json").write_text(json.dumps(out, separators=(",", ":")) + "\n")
     draw(args.curves, runs, entropy)

@@ -34,6 +34,7 @@ class Train(CommandLineTest):
         super().setUpClass()
         cls.start = write_checkpoint(cls.folder / "start", random_weights(CONFIG), CONFIG)
         cls.bf16 = write_checkpoint(cls.folder / "bf16", random_weights(CONFIG), CONFIG | {"dtype": "bfloat16"})
+        cls.bare = write_checkpoint(cls.folder / "bare", random_weights(CONFIG), CONFIG, tokenizer=False)
         cls.data = cls.folder / "data"
         cls.data.mkdir()
         for i in range(2):
@@ -122,6 +123,28 @@ class Train(CommandLineTest):
         self.assertEqual({p.name for p in output.iterdir()}, kept | {".lock", "last", "best"})
         self.assertEqual({p.name for p in (output / "last").iterdir()}, {"config.json", "model.safetensors", "tokenizer.tiktoken", "optimizer.safetensors", "training.json"})
 
+    def test_samples(self):
+        """They are what generate says with the saved weights, on any number of ranks, and training does not notice them."""
+        texts = ["A", "BCD", "<|endoftext|>"]
+        asked = [word for text in texts for word in ("--sample", text)] + ["--sample-tokens", 5, "--seed", 3]
+        for name, checkpoint, temperature in (("greedy", self.start, 0), ("drawn", self.bf16, 0.8)):
+            without, found = self.path(name), []
+            self.train(without, "--seed", 3, "--save-every", 4, checkpoint=checkpoint)
+            for ranks in (1, 4):
+                output, metrics = self.path(f"{name}{ranks}"), self.path(f"{name}{ranks}.jsonl")
+                said = self.train(output, *asked, "--sample-every", 5, "--sample-temperature", temperature, "--save-every", 5, "--metrics", metrics, ranks=ranks, checkpoint=checkpoint)
+                self.assertEqual(self.bytes_of(without), self.bytes_of(output))
+                found.append({line["step"]: line["samples"] for line in map(json.loads, metrics.read_text().splitlines()) if "samples" in line})
+                lines = [line for line in said.splitlines() if line.startswith("kvmesh: after step ")]
+                self.assertEqual(lines, [f"kvmesh: after step {step}: " + json.dumps(s["prompt"] + s["completion"], ensure_ascii=False) for step in (5, 10, 12) for s in found[-1][step]])
+            self.assertEqual(found[0], found[1])
+            self.assertEqual(list(found[0]), [5, 10, 12])
+            for step, samples in found[0].items():
+                rows = self.generate(*[word for text in texts for word in ("--prompt", text)], "--max-new-tokens", 5, "--seed", 3, "--temperature", temperature,
+                                     checkpoint=self.path(f"{name}1") / f"step-{step:08}")
+                self.assertEqual(samples, [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows])
+        self.assertNotEqual(found[0][5], found[0][12])
+
     def test_another_command_is_refused(self):
         output = self.path("out")
         self.train(output)
@@ -154,7 +177,9 @@ class Train(CommandLineTest):
         wide.write_bytes(struct.pack("<256i", 20240520, 1, 40, *[0] * 253) + struct.pack("<40H", EOT, *[999] * 39))
         for words, parts in (
                 (["--data", broken], [broken]), (["--data", wide], [wide, 999]), (["--data", self.path("none-*.bin")], ["none-"]), (["--micro-rows", 3], ["--batch-rows 10", "--micro-rows 3"]),
-                (["--optimizer", "sgd"], ["--optimizer sgd"]), (["--steps", 0], ["--steps 0"]), (["--warmup", 12], ["--warmup 12"]), (["--beta1", 1], ["--beta1 1"]),
+                (["--optimizer", "sgd"], ["--optimizer sgd"]), (["--sample", ""], ['--sample ""', "empty"]), (["--sample-tokens", 0], ["--sample-tokens 0"]),
+                (["--sample", "A" * 200], ["--sample", "no room"]), (["--checkpoint", self.bare, "--end-of-text", EOT, "--sample", "A"], ["--sample", self.bare, "tokenizer.tiktoken"]),
+                (["--steps", 0], ["--steps 0"]), (["--warmup", 12], ["--warmup 12"]), (["--beta1", 1], ["--beta1 1"]),
                 (["--end-of-text", 5000], ["--end-of-text 5000"]), (["--checkpoint", self.path("none")], ["config.json"]), (["--validation", broken], [broken]),
                 (["--output", "/proc/none"], ["/proc/none"])):
             base = self.words(output)
