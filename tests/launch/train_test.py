@@ -42,7 +42,7 @@ class Train(CommandLineTest):
         write_shard(cls.data / "val-0.bin", 9, 30)
 
     def words(self, output, *more, steps=12, checkpoint=None, data="train-*.bin"):
-        return ["train", "--checkpoint", checkpoint or self.start, "--data", self.data / data, "--output", output, "--steps", steps, "--batch-rows", 10, "--micro-rows", 2, "--no-peak", *more]
+        return ["train", "--checkpoint", checkpoint or self.start, "--data", self.data / data, "--output", output, "--steps", steps, "--micro-rows", 2, "--no-peak", *([] if "--batch-rows" in more else ["--batch-rows", 10]), *more]
 
     def train(self, output, *more, ranks=1, exit_code=0, **words):
         done = self.run_command(*self.words(output, *more, **words), ranks=ranks)
@@ -169,6 +169,25 @@ class Train(CommandLineTest):
         saved = json.loads((output / "last" / "training.json").read_text())["step"]
         self.assertTrue(math.isfinite(json.loads((output / "last" / "training.json").read_text())["loss"]))
         self.assertGreaterEqual(saved, 1)
+
+    def test_more_ranks_than_micro_batches(self):
+        found = []
+        for ranks in (1, 4):
+            output = self.path(f"out{ranks}")
+            self.train(output, "--batch-rows", 4, "--validation", self.data / "val-0.bin", ranks=ranks, steps=3)
+            found.append(self.bytes_of(output))
+        self.assertEqual(*found)
+
+    def test_a_full_disk(self):
+        """A limit on the size of files stands for it: what was saved before stays, and nothing half."""
+        output = self.path("out")
+        limit = "ulimit -f 300; exec \"$0\" \"$@\""  # KiB: the weights fit, the optimizer's state does not
+        done = subprocess.run(["bash", "-c", limit, *self.command(*self.words(output, "--save-every", 2, steps=50))], stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+        self.assertEqual(done.returncode, 74, done.stderr)
+        self.assertIn("optimizer.safetensors", done.stderr.decode().splitlines()[-1])
+        self.assertEqual({p.name for p in output.iterdir()} - {".lock"}, {"step-00000002.partial"})
+        self.train(output, "--save-every", 2, steps=50)
+        self.assertEqual(os.readlink(output / "last"), "step-00000050")
 
     def test_mistakes(self):
         output = self.path("out")
