@@ -18,7 +18,7 @@ TreeSum::TreeSum(Communicator& ranks, std::int64_t terms, std::int64_t size, Add
   check(terms >= 1 && size >= 0 && chunk >= 1, "a sum of {} vectors of {} elements, {} at a time, cannot be", terms, size, chunk);
 }
 
-void TreeSum::grow(std::vector<Node>& stack, Node node, const std::function<void()>& join) const {
+void TreeSum::grow(std::int64_t terms, std::vector<Node>& stack, Node node, const std::function<void()>& join) {
   stack.push_back(node);
   for (;;) {
     Node& last = stack.back();
@@ -27,18 +27,34 @@ void TreeSum::grow(std::vector<Node>& stack, Node node, const std::function<void
     if (!is_left && before != nullptr && before->level == last.level) {  // its neighbour, so its other half
       join();
       stack.pop_back();
-    } else if (!is_left || last.index == 0 || (last.index + 1) << last.level < terms_) {
+    } else if (!is_left || last.index == 0 || (last.index + 1) << last.level < terms) {
       return;  // its other half is another rank's, or is still to come, or it is the root or on the way there
     }
     stack.back() = {stack.back().level + 1, stack.back().index / 2};
   }
 }
 
-std::vector<TreeSum::Node> TreeSum::nodes_of(int rank) const {
+std::vector<TreeSum::Node> TreeSum::nodes_of(std::int64_t terms, int rank, int ranks) {
   std::vector<Node> nodes;
-  const Range leaves = split(terms_, ranks_.size(), rank);
-  for (std::int64_t i = leaves.begin; i < leaves.end; ++i) grow(nodes, {0, i}, [] {});
+  const Range leaves = split(terms, ranks, rank);
+  for (std::int64_t i = leaves.begin; i < leaves.end; ++i) grow(terms, nodes, {0, i}, [] {});
   return nodes;
+}
+
+std::int64_t TreeSum::memory(std::int64_t terms, std::int64_t size, std::span<const Range> owned, int rank, std::int64_t chunk) {
+  const int ranks = static_cast<int>(owned.size());
+  const Range leaves = split(terms, ranks, rank);
+  std::vector<Node> nodes;
+  std::int64_t sums = 0, exchanged = 0;
+  for (std::int64_t i = leaves.begin; i < leaves.end; ++i) {
+    sums = std::max(sums, std::ssize(nodes) + 1);
+    grow(terms, nodes, {0, i}, [] {});
+  }
+  for (int r = 0; r < ranks; ++r) {
+    exchanged += std::ssize(nodes) * std::min(chunk, owned[static_cast<std::size_t>(r)].size());
+    exchanged += std::ssize(nodes_of(terms, r, ranks)) * std::min(chunk, owned[static_cast<std::size_t>(rank)].size());
+  }
+  return (sums * size + exchanged) * static_cast<std::int64_t>(sizeof(float));
 }
 
 Tensor TreeSum::next() {
@@ -49,7 +65,7 @@ Tensor TreeSum::next() {
 void TreeSum::push() {
   check(pushed_ < own_.size(), "a rank that has {} terms of a sum gives one more", own_.size());
   next();
-  grow(nodes_, {0, own_.begin + pushed_}, [&] { add_(sums_[nodes_.size() - 2].span<float>(), sums_[nodes_.size() - 1].span<float>()); });
+  grow(terms_, nodes_, {0, own_.begin + pushed_}, [&] { add_(sums_[nodes_.size() - 2].span<float>(), sums_[nodes_.size() - 1].span<float>()); });
   ++pushed_;
 }
 
@@ -63,7 +79,7 @@ void TreeSum::reduce_scatter(std::span<const Range> owned, const Tensor& out) {
   for (std::size_t r = 0; r < ranks; ++r) {
     check(0 <= owned[r].begin && owned[r].begin <= owned[r].end && owned[r].end <= size_, "elements {} to {} of a sum of {} cannot be", owned[r].begin, owned[r].end, size_);
     longest = std::max(longest, owned[r].size());
-    nodes.push_back(nodes_of(static_cast<int>(r)));
+    nodes.push_back(nodes_of(terms_, static_cast<int>(r), ranks_.size()));
     most_sent += std::ssize(nodes_) * std::min(chunk_, owned[r].size());
     most_received += std::ssize(nodes.back()) * std::min(chunk_, owned[own].size());
   }
@@ -91,7 +107,7 @@ void TreeSum::reduce_scatter(std::span<const Range> owned, const Tensor& out) {
         sums.resize(stack.size());
         sums.emplace_back(from, static_cast<std::size_t>(length));
         from += length;
-        grow(stack, node, [&] { add_(sums[stack.size() - 2], sums[stack.size() - 1]); });
+        grow(terms_, stack, node, [&] { add_(sums[stack.size() - 2], sums[stack.size() - 1]); });
       }
     }
     std::copy(sums[0].begin(), sums[0].end(), out.data<float>() + done);

@@ -15,13 +15,18 @@ namespace kvmesh {
 
 class TreeSum {
  public:
+  static constexpr std::int64_t default_chunk = 1 << 20;
+
   /// left[j] = left[j] + right[j]
   using Add = std::function<void(std::span<float> left, std::span<const float> right)>;
   static void add(std::span<float> left, std::span<const float> right);
 
   /// Of `terms` vectors of `size` elements, in host memory; rank r of `ranks`, which must outlive this, gives split(terms, ranks.size(), r) of them.
   /// At most `chunk` elements of a node go from one rank to another at a time.
-  TreeSum(Communicator& ranks, std::int64_t terms, std::int64_t size, Add add_to = add, std::int64_t chunk = 1 << 20);
+  TreeSum(Communicator& ranks, std::int64_t terms, std::int64_t size, Add add_to = add, std::int64_t chunk = default_chunk);
+
+  /// Bytes that `rank` of owned.size() ranks has for such a sum at once, those while it is exchanged included.
+  static std::int64_t memory(std::int64_t terms, std::int64_t size, std::span<const Range> owned, int rank, std::int64_t chunk = default_chunk);
 
   Range own_terms() const { return own_; }
   /// [size], float32, uninitialized: where this rank's next term is to be written. The same memory until push().
@@ -39,8 +44,8 @@ class TreeSum {
     std::int64_t index;
   };
   /// Puts `node` on the stack of nodes that end where it begins, and joins what can be joined; `join` is called when the last two become one.
-  void grow(std::vector<Node>& stack, Node node, const std::function<void()>& join) const;
-  std::vector<Node> nodes_of(int rank) const;
+  static void grow(std::int64_t terms, std::vector<Node>& stack, Node node, const std::function<void()>& join);
+  static std::vector<Node> nodes_of(std::int64_t terms, int rank, int ranks);
 
   Communicator& ranks_;
   std::int64_t terms_, size_, chunk_;

@@ -6,8 +6,10 @@
 #include "launch/job/job.h"
 #include "launch/job/plots.h"
 #include "launch/job/signals.h"
+#include "launch/job/train_checkup.h"
 #include "launch/job/train_report.h"
 #include "launch/job/train_samples.h"
+#include "model/memory.h"
 #include "model/train/train_checkpoint.h"
 #include "model/train/trainer.h"
 
@@ -127,6 +129,7 @@ int train_command(std::span<const std::string> args, ProcessGroup& group) {
 
   TrainerOptions options{.optimizer = o.optimizer, .batch = {}, .recompute = o.recompute};
   options.batch = {o.batch_rows, o.micro_rows, split(o.batch_rows / o.micro_rows, ranks.size(), ranks.rank())};
+  const std::int64_t needed = check_train_memory(job, layout, options, samples.count(), group);
   Trainer trainer(config, job.dtype, *job.device, ranks, layout, options);
   const Optimizer& optimizer = trainer.optimizer();
   const Range own = optimizer.own();
@@ -165,8 +168,8 @@ int train_command(std::span<const std::string> args, ProcessGroup& group) {
   bool stopped = false, tired = false, more = progress.step < o.optimizer.steps;
   std::vector<TrainBatch> batches;
   if (more) batches = loader.next();
-  report.begin(fmt::format("{} parameters, {} rows of {} tokens a step, {} steps{}, on {} rank{} of {}", layout.size, o.batch_rows, config.seqlen, o.optimizer.steps,
-                           progress.step > 0 ? fmt::format(" ({} are done)", progress.step) : "", ranks.size(), ranks.size() == 1 ? "" : "s", job.device->describe()));
+  report.begin(fmt::format("{} parameters, {} rows of {} tokens a step, {} steps{}, about {} a rank, on {} rank{} of {}", layout.size, o.batch_rows, config.seqlen, o.optimizer.steps,
+                           progress.step > 0 ? fmt::format(" ({} are done)", progress.step) : "", readable_bytes(needed), ranks.size(), ranks.size() == 1 ? "" : "s", job.device->describe()));
   const auto save = [&] {
     const Tensor m = gathered(ranks, optimizer, optimizer.m(), layout.size), v = gathered(ranks, optimizer, optimizer.v(), layout.size);
     progress.cursor = loader.cursor();

@@ -12,12 +12,12 @@ constexpr std::int64_t alignment = 256;  // what an allocation is rounded up to,
 
 std::int64_t aligned(std::int64_t bytes) { return (bytes + alignment - 1) / alignment * alignment; }
 
-std::string readable(std::int64_t bytes) {
+}  // namespace
+
+std::string readable_bytes(std::int64_t bytes) {
   constexpr double mebi = 1 << 20, gibi = 1 << 30;
   return static_cast<double>(bytes) < gibi ? fmt::format("{:.1f} MiB", static_cast<double>(bytes) / mebi) : fmt::format("{:.2f} GiB", static_cast<double>(bytes) / gibi);
 }
-
-}  // namespace
 
 MemoryNeeds memory_needs(const ModelConfig& config, DType dtype, const Device& device, bool sync_logits) {
   const std::int64_t d = config.d_emb, h = config.head_dim(), heads = config.q_heads * h, kv_heads = config.kv_heads * h, vocab = config.vocab_size;
@@ -42,8 +42,8 @@ void check_memory(const MemoryNeeds& needs, std::int64_t available, std::int64_t
   const std::int64_t rows = (batch + ranks - 1) / ranks, bytes = needs.bytes(rows, batch);
   if (bytes <= available) return;
   const std::int64_t largest = largest_batch(needs, available, ranks);
-  fail(Fault::usage, "--batch-size {} needs {} of memory on a rank: {} for weights, {} for activations, {} for each of {} rows; {} are free: {}", batch, readable(bytes),
-       readable(needs.weights), readable(needs.activations), readable(needs.row + needs.gathered_row * batch / rows), rows, readable(available),
+  fail(Fault::usage, "--batch-size {} needs {} of memory on a rank: {} for weights, {} for activations, {} for each of {} rows; {} are free: {}", batch, readable_bytes(bytes),
+       readable_bytes(needs.weights), readable_bytes(needs.activations), readable_bytes(needs.row + needs.gathered_row * batch / rows), rows, readable_bytes(available),
        largest > 0 ? fmt::format("--batch-size {} fits", largest) : "not even one row fits");
 }
 

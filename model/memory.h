@@ -19,6 +19,9 @@ struct MemoryNeeds {
   std::int64_t bytes(std::int64_t rows, std::int64_t mesh_rows) const { return weights + activations + row * rows + gathered_row * mesh_rows; }
 };
 
+/// "3.2 MiB", "1.20 GiB"
+std::string readable_bytes(std::int64_t bytes);
+
 /// Of a generator (model/generate.h); `sync_logits`: every rank gets all ranks' logits.
 MemoryNeeds memory_needs(const ModelConfig& config, DType dtype, const Device& device, bool sync_logits);
 

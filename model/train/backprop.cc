@@ -25,7 +25,7 @@ Backprop::Backprop(const ModelConfig& config, DType dtype, Device& device, const
       layout_(layout),
       recompute_(options.recompute),
       capacity_(options.rows * config.seqlen),
-      head_tokens_(std::min<std::int64_t>(capacity_, 1024)),
+      head_tokens_(std::min(capacity_, head_tokens)),
       layers_(config.layers()),
       rope_(rope_table(device, config.seqlen, config.head_dim(), config.rope_theta)) {
   const std::int64_t D = config.d_emb, h = config.head_dim(), heads = config.q_heads * h, kv = config.kv_heads * h, V = config.vocab_size, T = capacity_;

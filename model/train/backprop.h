@@ -19,6 +19,8 @@ struct LossSum {
 
 class Backprop {
  public:
+  static constexpr std::int64_t head_tokens = 1024;  ///< that meet the vocabulary at once
+
   struct Options {
     std::int64_t rows = 1;   ///< of a micro-batch, at most
     bool recompute = false;  ///< keep only what enters each block, and compute the rest again

@@ -32,6 +32,36 @@ double work_of(const Matrix& m, const OptimizerOptions& o) {
   return 1 + o.newton_schulz_steps * static_cast<double>(b.height) * (4 + 2 * static_cast<double>(b.height) / static_cast<double>(b.width)) / flops_per_element;
 }
 
+/// f(matrix, its part that lies in `range`).
+template <typename F>
+void each_part(const ParamLayout& layout, Range range, const F& f) {
+  for (const Matrix& m : layout.matrices) {
+    const Range part{std::max(m.offset, range.begin), std::min(m.offset + m.size(), range.end)};
+    if (part.begin < part.end) f(m, part);
+  }
+}
+
+/// What Muon needs to update the matrices of `own` one after another: elements of the largest one and of its blocks, bytes of packed blocks. Zero where it has none.
+struct Scratch {
+  std::int64_t matrix = 0, height = 0, area = 0, packed = 0, packed_turned = 0;
+};
+Scratch scratch_of(const ParamLayout& layout, const Device& device, DType products, const OptimizerOptions& options, Range own) {
+  Scratch s;
+  const auto bytes = [&](std::int64_t k, std::int64_t n) { return static_cast<std::int64_t>(device.weight_bytes(products, k, n)); };
+  each_part(layout, own, [&](const Matrix& m, Range) {
+    if (!options.muon || m.group != Group::rest) return;
+    const Blocks b = blocks_of(m);
+    s.matrix = std::max(s.matrix, m.size());
+    s.height = std::max(s.height, b.height);
+    s.area = std::max(s.area, b.height * b.width);
+    s.packed = std::max({s.packed, bytes(b.height, b.width), bytes(b.height, b.height)});
+    s.packed_turned = std::max(s.packed_turned, bytes(b.width, b.height));
+  });
+  return s;
+}
+
+}  // namespace
+
 std::vector<Range> divide(const ParamLayout& layout, const OptimizerOptions& o, int ranks) {
   double total = 0;
   for (const Matrix& m : layout.matrices) total += work_of(m, o) * static_cast<double>(m.size());
@@ -62,17 +92,6 @@ std::vector<Range> divide(const ParamLayout& layout, const OptimizerOptions& o, 
   return owners;
 }
 
-/// f(matrix, its part that lies in `range`).
-template <typename F>
-void each_part(const ParamLayout& layout, Range range, const F& f) {
-  for (const Matrix& m : layout.matrices) {
-    const Range part{std::max(m.offset, range.begin), std::min(m.offset + m.size(), range.end)};
-    if (part.begin < part.end) f(m, part);
-  }
-}
-
-}  // namespace
-
 double scheduled_lr(const OptimizerOptions& o, std::int64_t step) {
   const auto t = static_cast<double>(step), warmup = static_cast<double>(o.warmup);
   if (step < o.warmup) return o.floor + (o.lr - o.floor) * t / warmup;
@@ -88,26 +107,22 @@ Optimizer::Optimizer(const ModelConfig& config, const ParamLayout& layout, Devic
   v_ = device.empty(DType::f32, {own().size()});
   ops_.zero(m_);
   ops_.zero(v_);
-  std::int64_t largest = 0, height = 0, area = 0, packed = 1, turned = 1;
-  each_part(layout, own(), [&](const Matrix& m, Range) {
-    if (!options.muon || m.group != Group::rest) return;
-    const Blocks b = blocks_of(m);
-    largest = std::max(largest, m.size());
-    height = std::max(height, b.height);
-    area = std::max(area, b.height * b.width);
-    packed = std::max({packed, static_cast<std::int64_t>(device.weight_bytes(products, b.height, b.width)), static_cast<std::int64_t>(device.weight_bytes(products, b.height, b.height))});
-    turned = std::max(turned, static_cast<std::int64_t>(device.weight_bytes(products, b.width, b.height)));
-  });
-  if (largest == 0) return;
-  update_ = device.empty(DType::f32, {largest});
-  turned_ = device.empty(DType::f32, {largest});
-  gram_ = device.empty(DType::f32, {height, height});
-  square_ = device.empty(DType::f32, {height, height});
-  product_ = device.empty(DType::f32, {area});
-  transposed_ = device.empty(products, {area});
-  if (products != DType::f32) rounded_ = device.empty(products, {area});
-  packed_ = device.empty(DType::u8, {packed});
-  packed_turned_ = device.empty(DType::u8, {turned});
+  const Scratch s = scratch_of(layout, device, products, options, own());
+  if (s.matrix == 0) return;
+  update_ = device.empty(DType::f32, {s.matrix});
+  turned_ = device.empty(DType::f32, {s.matrix});
+  gram_ = device.empty(DType::f32, {s.height, s.height});
+  square_ = device.empty(DType::f32, {s.height, s.height});
+  product_ = device.empty(DType::f32, {s.area});
+  transposed_ = device.empty(products, {s.area});
+  if (products != DType::f32) rounded_ = device.empty(products, {s.area});
+  packed_ = device.empty(DType::u8, {s.packed});
+  packed_turned_ = device.empty(DType::u8, {s.packed_turned});
+}
+
+std::int64_t Optimizer::memory(const ParamLayout& layout, const Device& device, DType products, const OptimizerOptions& options, Range own) {
+  const Scratch s = scratch_of(layout, device, products, options, own);
+  return 2 * (own.size() + s.matrix + s.height * s.height + s.area) * static_cast<std::int64_t>(sizeof(float)) + s.packed + s.packed_turned;
 }
 
 Tensor Optimizer::square_sums(const Tensor& gradient) const {

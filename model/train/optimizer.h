@@ -29,10 +29,16 @@ struct OptimizerOptions {
 /// The blocks' learning rate of step 0, 1, …: optax's warmup_cosine_decay_schedule.
 double scheduled_lr(const OptimizerOptions& options, std::int64_t step);
 
+/// Which elements each of `ranks` ranks owns.
+std::vector<Range> divide(const ParamLayout& layout, const OptimizerOptions& options, int ranks);
+
 class Optimizer {
  public:
   /// This is `rank` of `ranks`. `products`: what Newton and Schulz's matrices are rounded to when they are multiplied. layout and device outlive it.
   Optimizer(const ModelConfig& config, const ParamLayout& layout, Device& device, DType products, const OptimizerOptions& options, int rank, int ranks);
+
+  /// Bytes of a rank that owns `own`.
+  static std::int64_t memory(const ParamLayout& layout, const Device& device, DType products, const OptimizerOptions& options, Range own);
 
   /// Which elements each rank owns; in order, without gaps, about equal in work. Cuts go only between Muon's matrices.
   std::span<const Range> owners() const { return owners_; }

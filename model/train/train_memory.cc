@@ -1,0 +1,48 @@
+#include "model/train/train_memory.h"
+
+#include "model/memory.h"
+
+#include <algorithm>
+
+namespace kvmesh {
+
+TrainMemory train_memory(const ModelConfig& c, DType dtype, const Device& device, const ParamLayout& layout, const TrainerOptions& options, int rank, int ranks,
+                         std::int64_t samples) {
+  const std::int64_t D = c.d_emb, h = c.head_dim(), heads = c.q_heads * h, kv = c.kv_heads * h, V = c.vocab_size, L = c.num_layers, T = options.batch.micro_rows * c.seqlen;
+  const auto f32 = static_cast<std::int64_t>(size_of(DType::f32)), width = static_cast<std::int64_t>(size_of(dtype)), saved_width = static_cast<std::int64_t>(size_of(c.dtype));
+  const auto weight = [&](std::int64_t k, std::int64_t n) { return static_cast<std::int64_t>(device.weight_bytes(dtype, k, n)); };
+  const auto twice = [&](std::int64_t k, std::int64_t n) { return weight(k, n) + weight(n, k); };
+  const std::vector<Range> owners = divide(layout, options.optimizer, ranks);
+  const Range own = owners[static_cast<std::size_t>(rank)];
+  const bool f32_activations = dtype == DType::f32, first = rank == 0;
+
+  TrainMemory m;
+  m.parameters = f32 * layout.size;
+  m.weights = V * D * width + twice(D, V) + L * (twice(D, heads + 2 * kv) + twice(heads, D) + twice(D, 4 * D) + twice(4 * D, D)) + std::max(V, 4 * D) * D * width + c.seqlen * h * f32;
+  m.gradients = TreeSum::memory(options.batch.rows / options.batch.micro_rows, layout.size, owners, rank) + f32 * own.size();
+  m.optimizer = Optimizer::memory(layout, device, dtype, options.optimizer, own);
+
+  // Backprop's, by token: what a block keeps (with its keys and values), what enters the blocks, and what one pass or less needs.
+  const std::int64_t block = heads + 2 * kv + 2 * heads + 5 * D + 2 * kv, inputs = (L + 1) * D;
+  const std::int64_t pass = D + (f32_activations ? 0 : D) + 4 * D + heads + 2 * kv + heads + 2 * kv + std::max(D, heads) + 4 * D;
+  const std::int64_t head_tokens = std::min<std::int64_t>(T, Backprop::head_tokens);
+  m.activations = T * width * ((options.recompute ? 1 : L) * block + inputs + pass) + T * D * f32 + std::max(weight(T, 4 * D), weight(head_tokens, V)) +
+                  head_tokens * (V * (f32 + width) + static_cast<std::int64_t>(sizeof(double)));
+
+  // Every rank gathers both of the optimizer's vectors; the first copies them, the weights, and the parameters where the weights do not say them exactly.
+  m.saving = layout.size * (2 * f32 + (first ? 2 * f32 + saved_width + (c.dtype == DType::f32 ? 0 : f32) : 0));
+
+  if (samples > 0) {
+    const MemoryNeeds needs = memory_needs(c, dtype, device, false);
+    m.sampling = needs.activations + needs.row * split(samples, ranks, rank).size();
+  }
+  return m;
+}
+
+std::string to_string(const TrainMemory& m) {
+  return fmt::format("{}: {} for parameters, {} for weights, {} for gradients, {} for the optimizer, {} for activations, {} for saving{}", readable_bytes(m.bytes()),
+                     readable_bytes(m.parameters), readable_bytes(m.weights), readable_bytes(m.gradients), readable_bytes(m.optimizer), readable_bytes(m.activations),
+                     readable_bytes(m.saving), m.sampling > 0 ? fmt::format(", {} for samples", readable_bytes(m.sampling)) : "");
+}
+
+}  // namespace kvmesh
