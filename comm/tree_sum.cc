@@ -6,6 +6,20 @@
 #include <utility>
 
 namespace kvmesh {
+namespace {
+
+/// f(level, index) of the largest nodes without a gap at their end that make up the leaves, from left to right.
+template <typename F>
+void each_whole(Range leaves, const F& f) {
+  for (std::int64_t i = leaves.begin; i < leaves.end;) {
+    int level = 0;
+    while (i % (std::int64_t{2} << level) == 0 && i + (std::int64_t{2} << level) <= leaves.end) ++level;
+    f(level, i >> level);
+    i += std::int64_t{1} << level;
+  }
+}
+
+}  // namespace
 
 void TreeSum::add(std::span<float> left, std::span<const float> right) {
   float* const to = left.data();
@@ -36,20 +50,18 @@ void TreeSum::grow(std::int64_t terms, std::vector<Node>& stack, Node node, cons
 
 std::vector<TreeSum::Node> TreeSum::nodes_of(std::int64_t terms, int rank, int ranks) {
   std::vector<Node> nodes;
-  const Range leaves = split(terms, ranks, rank);
-  for (std::int64_t i = leaves.begin; i < leaves.end; ++i) grow(terms, nodes, {0, i}, [] {});
+  each_whole(split(terms, ranks, rank), [&](int level, std::int64_t index) { grow(terms, nodes, {level, index}, [] {}); });
   return nodes;
 }
 
 std::int64_t TreeSum::memory(std::int64_t terms, std::int64_t size, std::span<const Range> owned, int rank, std::int64_t chunk) {
   const int ranks = static_cast<int>(owned.size());
-  const Range leaves = split(terms, ranks, rank);
   std::vector<Node> nodes;
   std::int64_t sums = 0, exchanged = 0;
-  for (std::int64_t i = leaves.begin; i < leaves.end; ++i) {
-    sums = std::max(sums, std::ssize(nodes) + 1);
-    grow(terms, nodes, {0, i}, [] {});
-  }
+  each_whole(split(terms, ranks, rank), [&](int level, std::int64_t index) {
+    sums = std::max(sums, std::ssize(nodes) + level + 1);  // of its last leaf, and of what is left of it
+    grow(terms, nodes, {level, index}, [] {});
+  });
   for (int r = 0; r < ranks; ++r) {
     exchanged += std::ssize(nodes) * std::min(chunk, owned[static_cast<std::size_t>(r)].size());
     exchanged += std::ssize(nodes_of(terms, r, ranks)) * std::min(chunk, owned[static_cast<std::size_t>(rank)].size());

@@ -5,10 +5,12 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import struct
 import subprocess
+import sys
 import time
 import unittest
 
@@ -41,8 +43,9 @@ class Train(CommandLineTest):
             write_shard(cls.data / f"train-{i}.bin", i, 200)
         write_shard(cls.data / "val-0.bin", 9, 30)
 
-    def words(self, output, *more, steps=12, checkpoint=None, data="train-*.bin"):
-        return ["train", "--checkpoint", checkpoint or self.start, "--data", self.data / data, "--output", output, "--steps", steps, "--micro-rows", 2, "--no-peak", *([] if "--batch-rows" in more else ["--batch-rows", 10]), *more]
+    def words(self, output, *more, steps=12, checkpoint=None, data="train-*.bin", batch_rows=10, micro_rows=2):
+        return ["train", "--checkpoint", checkpoint or self.start, "--data", self.data / data, "--output", output, "--steps", steps, "--batch-rows", batch_rows, "--micro-rows", micro_rows, "--no-peak",
+                *more]
 
     def train(self, output, *more, ranks=1, exit_code=0, **words):
         done = self.run_command(*self.words(output, *more, **words), ranks=ranks)
@@ -145,6 +148,31 @@ class Train(CommandLineTest):
                 self.assertEqual(samples, [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows])
         self.assertNotEqual(found[0][5], found[0][12])
 
+    def test_memory(self):
+        """What is said at the start is what the rank with the most takes, but for the program and its libraries; what does not fit is not begun."""
+        config = config_of(256, 4, seqlen=256)
+        large = write_checkpoint(self.path("large"), {}, config)
+        write_shard(self.data / "long-0.bin", 5, 1000)
+        own = self.resident(*self.words(self.path("small"), steps=1))[1]
+        for name, ranks, more in (("kept", 1, []), ("again", 1, ["--recompute", "--sample", "A", "--sample-tokens", 4]), ("three", 3, ["--documents", "apart"])):
+            said, took = self.resident(*self.words(self.path(name), "--init", "original", *more, batch_rows=12, micro_rows=4, steps=1, checkpoint=large, data="long-*.bin"), ranks=ranks)
+            mebi = float(re.search(r"about ([0-9.]+) MiB a rank", said)[1])
+            self.assertGreater(mebi, 90)
+            self.assertAlmostEqual((took - own) / mebi, 0.95, delta=0.15, msg=name)  # not all of it is in use at once
+        for ranks in (1, 3):
+            done = self.run_command(*self.words(self.path("none"), batch_rows=1 << 30, micro_rows=1 << 28), ranks=ranks)
+            self.assert_one_line_error(done, 1, "GiB are free", "for activations", "--micro-rows", f"({ranks} rank")
+            rows = re.search(r"with (--micro-rows) ([0-9]+)", done.stderr.decode())
+            self.assertLess(int(rows[2]), 1 << 26)
+        self.assertFalse(self.path("none").exists())
+
+    def resident(self, *words, ranks=1):
+        """What the command said, and the most MiB that any of its processes had in memory at once."""
+        measure = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+        done = subprocess.run([sys.executable, "-c", measure, *self.command(*words, ranks=ranks)], capture_output=True, timeout=60)  # a small parent: a child counts its own as well
+        self.assertEqual(done.returncode, 0, done.stderr.decode())
+        return done.stderr.decode(), int(done.stdout) / 1024
+
     def test_another_command_is_refused(self):
         output = self.path("out")
         self.train(output)
@@ -174,7 +202,7 @@ class Train(CommandLineTest):
         found = []
         for ranks in (1, 4):
             output = self.path(f"out{ranks}")
-            self.train(output, "--batch-rows", 4, "--validation", self.data / "val-0.bin", ranks=ranks, steps=3)
+            self.train(output, "--validation", self.data / "val-0.bin", ranks=ranks, batch_rows=4, steps=3)
             found.append(self.bytes_of(output))
         self.assertEqual(*found)
 
