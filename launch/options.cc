@@ -375,7 +375,7 @@ std::optional<TrainCommandOptions> parse_train_options(std::span<const std::stri
       ("optimizer", value(optimizer, "NAME"), "of the blocks' matrices: muon or adamw")  //
       ("lr", value(lr, "RATE"), "the blocks' peak learning rate; 0: 0.02 for muon, 0.0006 for adamw")  //
       ("lr-floor", value(floor, "RATE"), "where the warm-up begins and the cosine ends; below 0: a hundredth of the peak")  //
-      ("warmup", value(opt.warmup, "STEPS"), "of linear warm-up; below 0: a hundredth of --steps, at most 300")  //
+      ("warmup", value(opt.warmup, "STEPS"), "of linear warm-up, and of the lowest rate at the end; below 0: a hundredth of --steps, at most 300")  //
       ("schedule", value(schedule, "WHAT"), "blocks: embedding and head have constant rates; all: they follow the blocks'")  //
       ("embed-lr", value(opt.embed_lr, "RATE"), "of the embedding, at a width of 768; else times (d_emb / 768)^-0.5")  //
       ("head-lr", value(opt.head_lr, "RATE"), "of the head, likewise")  //
@@ -391,7 +391,7 @@ std::optional<TrainCommandOptions> parse_train_options(std::span<const std::stri
       ("save-every", value(o.save_every, "STEPS"), "between saves; 0: at the end, or when stopped")  //
       ("keep", value(o.keep, "N"), "saved steps that stay, besides the best")  //
       ("validate-every", value(o.validate_every, "STEPS"), "between validations; 0: at the end")  //
-      ("patience", value(o.patience, "STEPS"), "stop when the loss has not been lower for so long; 0: never")  //
+      ("patience", value(o.patience, "STEPS"), "stop when the training loss has not been lower for so long; 0: never")  //
       ("sample", po::value(&o.samples)->value_name("TEXT"), "shows how the model goes on with this text; repeatable")  //
       ("sample-every", value(o.sample_every, "STEPS"), "between samples; 0: at the end")  //
       ("sample-tokens", value(o.sample_tokens, "N"), "of a sample, at most")  //
@@ -433,7 +433,7 @@ std::optional<TrainCommandOptions> parse_train_options(std::span<const std::stri
   opt.lr = lr > 0 ? lr : opt.muon ? 0.02 : 0.0006;
   opt.floor = floor >= 0 ? floor : opt.lr / 100;
   if (opt.warmup < 0) opt.warmup = std::min<std::int64_t>(300, opt.steps / 100);
-  check(opt.warmup < opt.steps, "--warmup {}: --steps are {}", opt.warmup, opt.steps);
+  check(opt.warmup == 0 || 2 * opt.warmup < opt.steps, "--warmup {}: must be less than half of the {} --steps", opt.warmup, opt.steps);
   return o;
 }
 

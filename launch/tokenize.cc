@@ -28,7 +28,12 @@ std::vector<std::int32_t> parse_ids(const std::string& line, std::int64_t number
 class ShardWriter {
  public:
   ShardWriter(std::string prefix, std::int64_t most) : prefix_(std::move(prefix)), most_(static_cast<std::size_t>(most)) {
-    check(!std::filesystem::exists(name()), "{}: is there already", name());
+    const std::filesystem::path prefix_path(prefix_), folder = prefix_path.has_parent_path() ? prefix_path.parent_path() : ".";
+    check(std::filesystem::is_directory(folder), "--shards {}: {} is no folder", prefix_, folder.string());
+    for (const auto& entry : std::filesystem::directory_iterator(folder)) {  // a pattern would take older files for some of these
+      const std::string name = entry.path().filename().string();
+      check(!name.starts_with(prefix_path.filename().string() + "-") || !name.ends_with(".bin"), "{}: is there already", entry.path().string());
+    }
   }
 
   void add(std::int32_t end_of_text, std::span<const std::int32_t> text) {

@@ -25,9 +25,9 @@ bool plot_losses(const std::filesystem::path& metrics, const std::filesystem::pa
   check(in.good(), "{}: cannot be read", metrics.string());
   for (std::string line; std::getline(in, line);) {
     const auto json = nlohmann::json::parse(line, nullptr, false);
-    if (!json.is_object() || !json.contains("step")) continue;  // torn by a crash
-    lines[json["step"]] = fmt::format("{} {} {}\n", json["step"].get<std::int64_t>(), json.value("loss", 0.0),
-                                      json.contains("validation_loss") ? fmt::format("{}", json["validation_loss"].get<double>()) : "NaN");
+    const auto number = [&](const char* key) { return json.contains(key) && json[key].is_number() ? fmt::format("{}", json[key].get<double>()) : "NaN"; };
+    if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer()) continue;  // torn by a crash, or another program's
+    lines[json["step"]] = fmt::format("{} {} {}\n", json["step"].get<std::int64_t>(), number("loss"), number("validation_loss"));
   }
   std::string data = "# step, loss, validation loss\n";
   for (const auto& [step, line] : lines) data += line;

@@ -19,7 +19,7 @@ class TrainReport {
   struct Figures {
     std::int64_t number = 0;  ///< of the step, from 1
     Trainer::Step step;
-    double seconds = 0;       ///< of the step, its data included
+    double seconds = 0;       ///< of the step itself, without waiting for data, validation and saving
     double flops_per_token = 0;
     std::optional<double> validation;  ///< loss
     StepTimes times;                   ///< since the beginning

@@ -28,6 +28,10 @@ struct TrainProgress {
   bool operator==(const TrainProgress&) const = default;
 };
 
+std::string to_json(const TrainProgress& progress);
+/// An Error names `source`.
+TrainProgress parse_progress(const std::string& json, const std::string& source);
+
 struct TrainCheckpoint {
   TrainProgress progress;
   Tensor parameters, m, v;  // f32 [layout.size]; m and v are the optimizer's
@@ -56,7 +60,7 @@ std::optional<TrainProgress> find_progress(const std::filesystem::path& output);
 /// That checkpoint itself. An Error names the file and what is wrong with it.
 TrainCheckpoint read_train_checkpoint(const std::filesystem::path& output, const ModelConfig& config, const ParamLayout& layout);
 
-/// A leftover of an interrupted save is removed, or with `all` everything that training has written there.
+/// Removes what an interrupted save has left, or with `all` every saved step; the links then mean what they should.
 void clean_output(const std::filesystem::path& output, bool all);
 
 }  // namespace kvmesh

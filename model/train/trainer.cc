@@ -32,13 +32,18 @@ LossSum sum_of(Communicator& ranks, std::span<const LossSum> own, std::span<cons
 
 Trainer::Trainer(const ModelConfig& config, DType dtype, Device& device, Communicator& ranks, const ParamLayout& layout, const TrainerOptions& options)
     : config_(config),
+      ops_(device.train_ops()),
       ranks_(ranks),
       layout_(layout),
       options_(options),
       vector_(host_tensor(DType::f32, {layout.size})),
       backprop_(config, dtype, device, layout, {.rows = options.batch.micro_rows, .recompute = options.recompute}),
       optimizer_(config, layout, device, dtype, options.optimizer, ranks.rank(), ranks.size()),
-      sum_(ranks, options.batch.rows / options.batch.micro_rows, layout.size),
+      sum_(ranks, options.batch.rows / options.batch.micro_rows, layout.size,
+           [&ops = device.train_ops()](std::span<float> left, std::span<const float> right) {
+             const auto view = [](const float* data, std::size_t n) { return Tensor(nullptr, const_cast<float*>(data), DType::f32, {static_cast<std::int64_t>(n)}); };
+             ops.add(view(left.data(), left.size()), view(right.data(), right.size()));
+           }),
       own_gradient_(host_tensor(DType::f32, {optimizer_.own().size()})) {}
 
 void Trainer::parameters_changed() { backprop_.set_parameters(vector_); }
@@ -76,9 +81,9 @@ Trainer::Step Trainer::step(std::int64_t number, std::span<const TrainBatch> bat
   const double scale = static_cast<double>(nominal) / static_cast<double>(loss.tokens);  // from a mean over all places to one over those with a target
   Step result{.loss = loss.nats / static_cast<double>(loss.tokens), .norm = std::sqrt(sum) * scale, .lr = scheduled_lr(options_.optimizer, number), .tokens = loss.tokens};
   if (!std::isfinite(result.loss) || !std::isfinite(result.norm)) {
-    fail(Fault::rank, "step {}: {}", number + 1,
-         std::isfinite(result.loss) ? fmt::format("the gradient of {} is not finite (the loss is {:.4f})", optimizer_.matrix_of_square(squares.span<double>()), result.loss)
-                                    : fmt::format("the loss is {}", result.loss));
+    throw NotFinite(std::isfinite(result.loss) ? fmt::format("step {}: the gradient of {} is not finite (the loss is {:.4f})", number + 1,
+                                                             optimizer_.matrix_of_square(squares.span<double>()), result.loss)
+                                               : fmt::format("step {}: the loss is {}", number + 1, result.loss));
   }
   const double clip = options_.optimizer.clip;
   const double factor = clip > 0 && result.norm > clip ? scale * clip / result.norm : scale;
@@ -94,6 +99,12 @@ Trainer::Step Trainer::step(std::int64_t number, std::span<const TrainBatch> bat
   return result;
 }
 
+void Trainer::check_finite(const Tensor& vector, const std::string& what) const {
+  for (const Matrix& m : layout_.matrices) {
+    if (!std::isfinite(ops_.sum_squares(layout_.of(m, vector)))) throw NotFinite(fmt::format("{} of {} is not finite", what, m.name));
+  }
+}
+
 double Trainer::evaluate(const AllRows& rows) {
   std::vector<std::int64_t> counts;
   for (int r = 0; r < ranks_.size(); ++r) counts.push_back(split(rows.batches(), ranks_.size(), r).size());
@@ -101,7 +112,9 @@ double Trainer::evaluate(const AllRows& rows) {
   std::vector<LossSum> losses;
   for (std::int64_t i = mine.begin; i < mine.end; ++i) losses.push_back(backprop_.loss(rows.batch(i)));
   const LossSum sum = sum_of(ranks_, losses, counts);
-  return sum.nats / static_cast<double>(sum.tokens);
+  const double loss = sum.nats / static_cast<double>(sum.tokens);
+  if (!std::isfinite(loss)) throw NotFinite(fmt::format("the validation loss is {}", loss));
+  return loss;
 }
 
 }  // namespace kvmesh

@@ -13,6 +13,12 @@
 
 namespace kvmesh {
 
+/// A loss, a gradient or a weight that is not finite: thrown on all ranks alike.
+class NotFinite : public Error {
+ public:
+  explicit NotFinite(const std::string& message) : Error(Fault::rank, message) {}
+};
+
 struct TrainerOptions {
   OptimizerOptions optimizer;
   BatchShape batch;        ///< of this rank
@@ -41,17 +47,20 @@ class Trainer {
     double lr = 0;
     std::int64_t tokens = 0;   ///< that have a target
   };
-  /// Step number `step` (0, 1, …) with this rank's micro-batches. Collective. An Error (Fault::rank) names the step and a tensor when something is not finite;
-  /// then nothing has changed.
+  /// Step number `step` (0, 1, …) with this rank's micro-batches. Collective. Throws NotFinite, which names the step and a tensor.
   Step step(std::int64_t step, std::span<const TrainBatch> batches);
 
-  /// Mean loss over all rows. Collective.
+  /// Mean loss over all rows. Collective. Throws NotFinite.
   double evaluate(const AllRows& rows);
+
+  /// Throws NotFinite, which names `what` and the matrix, unless all numbers of a vector f32 [layout.size] are finite.
+  void check_finite(const Tensor& vector, const std::string& what) const;
 
   const StepTimes& times() const { return times_; }
 
  private:
   ModelConfig config_;
+  TrainOps& ops_;
   Communicator& ranks_;
   const ParamLayout& layout_;
   TrainerOptions options_;

@@ -183,17 +183,60 @@ class Train(CommandLineTest):
         self.train(output, "--lr", 0.5, "--fresh", steps=3)
         self.assertEqual(os.readlink(output / "last"), "step-00000003")
 
+    def test_links_are_mended(self):
+        """Killed between a save's name and its links."""
+        output, metrics = self.path("out"), self.path("m.jsonl")
+        more = ["--save-every", 4, "--keep", 9, "--validation", self.data / "val-0.bin", "--validate-every", 4, "--metrics", metrics]
+        self.train(output, *more)
+        best = os.readlink(output / "best")
+        (output / "last").unlink()
+        (output / "best").unlink()
+        os.symlink("step-00000001", output / "best")
+        os.symlink("step-00000004", output / "last.new")
+        metrics.write_text(metrics.read_text() + '{"step": 1')  # torn
+        self.train(output, *more, ranks=2)
+        self.assertEqual((os.readlink(output / "last"), os.readlink(output / "best")), ("step-00000012", best))
+        self.assertFalse((output / "last.new").is_symlink())
+        self.assertTrue(metrics.read_text().endswith("\n"))
+
+    def test_ranks_with_other_data_are_named(self):
+        """A folder of one rank's own stands for another host's."""
+        other = self.path("other")
+        shutil.copytree(self.data, other)
+        shard = bytearray((other / "train-1.bin").read_bytes())
+        shard[1024 + 2] ^= 1
+        (other / "train-1.bin").write_bytes(shard)
+        words = [str(w) for w in self.words(self.path("out"))]
+        script = self.write("own.sh", f'#!/bin/sh\n[ "$OMPI_COMM_WORLD_RANK" = 1 ] && cd {other} || cd {self.data}\nexec "$@"\n')
+        script.chmod(0o755)
+        words[words.index("--data") + 1] = "train-*.bin"
+        command = self.command(*words, ranks=2)
+        command.insert(command.index(next(w for w in command if w.endswith("kvmesh"))), str(script))
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+        self.assertEqual(done.returncode, 70, done.stderr)
+        self.assertIn("what training depends on", done.stderr.decode())
+
+    def test_metrics_to_a_pipe(self):
+        command = self.command(*self.words(self.path("out"), "--metrics", "/dev/stdout", steps=3))
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+        self.assertEqual((done.returncode, len(done.stdout.splitlines())), (0, 3), done.stderr)
+
     def test_patience(self):
         said = self.train(self.path("out"), "--lr", 1e-12, "--embed-lr", 0, "--head-lr", 0, "--weight-decay", 0, "--patience", 4, steps=500)
         self.assertIn("no lower loss for 4 steps", said)
-        self.assertLess(json.loads((self.path("out") / "last" / "training.json").read_text())["step"], 500)
+        last = os.readlink(self.path("out") / "last")
+        self.assertLess(int(last[5:]), 500)
+        self.train(self.path("out"), "--lr", 1e-12, "--embed-lr", 0, "--head-lr", 0, "--weight-decay", 0, "--patience", 4, steps=500, ranks=2)  # it has ended
+        self.assertEqual(os.readlink(self.path("out") / "last"), last)
 
     def test_not_finite(self):
         output = self.path("out")
         done = self.run_command(*self.words(output, "--save-every", 1, "--lr", 1e38, "--warmup", 3, "--clip", 0, "--weight-decay", 100, "--lr-floor", 1e-3, steps=50), ranks=2)
         self.assertEqual(done.returncode, 70, done.stderr)
         error = done.stderr.decode().splitlines()[-1]
-        self.assertRegex(error, r"step \d+: the (loss is|gradient of blocks\.\d\.)")
+        self.assertRegex(error, r"step \d+: the (loss is|(gradient|new weight) of blocks\.\d\.)")
+        row = self.generate("--prompts", self.rows({"tokens": [EOT]}), "--max-new-tokens", 3, "--logprobs", 1, checkpoint=output / "last")[0]
+        self.assertTrue(all(map(math.isfinite, row["logprobs"])))
         saved = json.loads((output / "last" / "training.json").read_text())["step"]
         self.assertTrue(math.isfinite(json.loads((output / "last" / "training.json").read_text())["loss"]))
         self.assertGreaterEqual(saved, 1)
@@ -226,7 +269,7 @@ class Train(CommandLineTest):
                 (["--data", broken], [broken]), (["--data", wide], [wide, 999]), (["--data", self.path("none-*.bin")], ["none-"]), (["--micro-rows", 3], ["--batch-rows 10", "--micro-rows 3"]),
                 (["--optimizer", "sgd"], ["--optimizer sgd"]), (["--sample", ""], ['--sample ""', "empty"]), (["--sample-tokens", 0], ["--sample-tokens 0"]),
                 (["--sample", "A" * 200], ["--sample", "no room"]), (["--checkpoint", self.bare, "--end-of-text", EOT, "--sample", "A"], ["--sample", self.bare, "tokenizer.tiktoken"]),
-                (["--steps", 0], ["--steps 0"]), (["--warmup", 12], ["--warmup 12"]), (["--beta1", 1], ["--beta1 1"]),
+                (["--steps", 0], ["--steps 0"]), (["--warmup", 6], ["--warmup 6"]), (["--beta1", 1], ["--beta1 1"]),
                 (["--end-of-text", 5000], ["--end-of-text 5000"]), (["--checkpoint", self.path("none")], ["config.json"]), (["--validation", broken], [broken]),
                 (["--output", "/proc/none"], ["/proc/none"])):
             base = self.words(output)
