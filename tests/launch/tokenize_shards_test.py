@@ -53,11 +53,13 @@ class Shards(CommandLineTest):
         for words, lines, parts in ((["--decode", "--shards", "x"], b"", ["--decode", "--shards"]), (["--shards", self.path("s"), "--shard-tokens", 0], b"a", ["--shard-tokens 0"]),
                                     (["--shards", self.path("s"), "--shard-tokens", 2**31], b"a", ["--shard-tokens 2147483648"]), (["--shards", self.path("s")], b"\n \n", ["no documents"])):
             self.assert_one_line_error(self.tokenize(*words, input=lines), 1, *parts)
-        self.assert_one_line_error(self.tokenize("--shards", self.path("none") / "s", input=b"a"), 74, self.path("none") / "s-000000.bin", "No such file")
+        self.assert_one_line_error(self.tokenize("--shards", self.path("none") / "s", input=b"a"), 1, self.path("none"), "is no folder")
         self.shards(b"a\n")
         before = read_shard(self.folder / (self.path("s").name + "-000000.bin"))
         self.assert_one_line_error(self.tokenize("--shards", self.path("s"), input=b"b"), 1, "s-000000.bin: is there already")
         self.assertEqual(read_shard(self.folder / (self.path("s").name + "-000000.bin")), before)
+        (self.folder / (self.path("t").name + "-000003.bin")).write_bytes(b"older")
+        self.assert_one_line_error(self.tokenize("--shards", self.path("t"), input=b"b"), 1, "t-000003.bin: is there already")
 
     def test_a_vocabulary_that_does_not_fit(self):
         for ranks, code in ((65534, 0), (65535, 1)):  # and <|endoftext|>, <|pad|>
