@@ -12,6 +12,10 @@ class TrainOps {
  public:
   virtual ~TrainOps() = default;
 
+  /// body(i) for i = 0 … n - 1, in any order, up to parallel() at once; an operation within has one thread. For many small things.
+  virtual void each(std::int64_t n, const std::function<void(std::int64_t i)>& body) = 0;
+  virtual int parallel() const = 0;
+
   /// Packs source [k, n] (f32, or the weight's dtype) for linear(); `target` has its size, dtype and memory.
   virtual void pack(const Tensor& source, const Weight& target) = 0;
   /// out [c, r] = x [r, c]ᵀ; out's dtype is x's or bf16.

@@ -41,24 +41,8 @@ void each_part(const ParamLayout& layout, Range range, const F& f) {
   }
 }
 
-/// What Muon needs to update the matrices of `own` one after another: elements of the largest one and of its blocks, bytes of packed blocks. Zero where it has none.
-struct Scratch {
-  std::int64_t matrix = 0, height = 0, area = 0, packed = 0, packed_turned = 0;
-};
-Scratch scratch_of(const ParamLayout& layout, const Device& device, DType products, const OptimizerOptions& options, Range own) {
-  Scratch s;
-  const auto bytes = [&](std::int64_t k, std::int64_t n) { return static_cast<std::int64_t>(device.weight_bytes(products, k, n)); };
-  each_part(layout, own, [&](const Matrix& m, Range) {
-    if (!options.muon || m.group != Group::rest) return;
-    const Blocks b = blocks_of(m);
-    s.matrix = std::max(s.matrix, m.size());
-    s.height = std::max(s.height, b.height);
-    s.area = std::max(s.area, b.height * b.width);
-    s.packed = std::max({s.packed, bytes(b.height, b.width), bytes(b.height, b.height)});
-    s.packed_turned = std::max(s.packed_turned, bytes(b.width, b.height));
-  });
-  return s;
-}
+/// Blocks of at most so many elements are made orthogonal side by side.
+constexpr std::int64_t small_area = 1 << 17;
 
 }  // namespace
 
@@ -100,6 +84,46 @@ double scheduled_lr(const OptimizerOptions& o, std::int64_t step) {
   return o.floor + (o.lr - o.floor) * cosine;
 }
 
+/// What Muon needs for the matrices of `own`, [1] for small blocks: elements of the largest matrix and of the largest block, bytes of packed blocks. Zero where it has none.
+struct Optimizer::Sizes {
+  std::int64_t matrix = 0, height[2] = {}, area[2] = {}, packed[2] = {}, packed_turned[2] = {};
+
+  /// Bytes of a workspace.
+  std::int64_t bytes(int small, DType products) const {
+    const auto f32 = static_cast<std::int64_t>(sizeof(float));
+    return f32 * (2 * height[small] * height[small] + area[small]) + (products == DType::f32 ? f32 : 2 * static_cast<std::int64_t>(size_of(products))) * area[small] + packed[small] +
+           packed_turned[small];
+  }
+};
+
+Optimizer::Sizes Optimizer::sizes_of(const ParamLayout& layout, const Device& device, DType products, const OptimizerOptions& options, Range own) {
+  Sizes s;
+  const auto bytes = [&](std::int64_t k, std::int64_t n) { return static_cast<std::int64_t>(device.weight_bytes(products, k, n)); };
+  each_part(layout, own, [&](const Matrix& m, Range) {
+    if (!options.muon || m.group != Group::rest) return;
+    const Blocks b = blocks_of(m);
+    const int small = b.height * b.width <= small_area;
+    s.matrix = std::max(s.matrix, m.size());
+    s.height[small] = std::max(s.height[small], b.height);
+    s.area[small] = std::max(s.area[small], b.height * b.width);
+    s.packed[small] = std::max({s.packed[small], bytes(b.height, b.width), bytes(b.height, b.height)});
+    s.packed_turned[small] = std::max(s.packed_turned[small], bytes(b.width, b.height));
+  });
+  return s;
+}
+
+Optimizer::Workspace Optimizer::workspace(const Sizes& s, bool small) const {
+  if (s.area[small] == 0) return {};
+  const auto empty = [&](DType dtype, Shape shape) { return device_.empty(dtype, shape); };
+  return {.gram = empty(DType::f32, {s.height[small], s.height[small]}),
+          .square = empty(DType::f32, {s.height[small], s.height[small]}),
+          .product = empty(DType::f32, {s.area[small]}),
+          .transposed = empty(products_, {s.area[small]}),
+          .rounded = products_ == DType::f32 ? Tensor() : empty(products_, {s.area[small]}),
+          .packed = empty(DType::u8, {s.packed[small]}),
+          .packed_turned = empty(DType::u8, {s.packed_turned[small]})};
+}
+
 Optimizer::Optimizer(const ModelConfig& config, const ParamLayout& layout, Device& device, DType products, const OptimizerOptions& options, int rank, int ranks)
     : layout_(layout), device_(device), ops_(device.train_ops()), products_(products), options_(options), width_scale_(1 / std::sqrt(static_cast<double>(config.d_emb) / 768)), rank_(rank),
       owners_(divide(layout, options, ranks)) {
@@ -107,22 +131,16 @@ Optimizer::Optimizer(const ModelConfig& config, const ParamLayout& layout, Devic
   v_ = device.empty(DType::f32, {own().size()});
   ops_.zero(m_);
   ops_.zero(v_);
-  const Scratch s = scratch_of(layout, device, products, options, own());
+  const Sizes s = sizes_of(layout, device, products, options, own());
   if (s.matrix == 0) return;
   update_ = device.empty(DType::f32, {s.matrix});
-  turned_ = device.empty(DType::f32, {s.matrix});
-  gram_ = device.empty(DType::f32, {s.height, s.height});
-  square_ = device.empty(DType::f32, {s.height, s.height});
-  product_ = device.empty(DType::f32, {s.area});
-  transposed_ = device.empty(products, {s.area});
-  if (products != DType::f32) rounded_ = device.empty(products, {s.area});
-  packed_ = device.empty(DType::u8, {s.packed});
-  packed_turned_ = device.empty(DType::u8, {s.packed_turned});
+  large_ = workspace(s, false);
+  for (int i = 0; i < ops_.parallel(); ++i) small_.push_back(workspace(s, true));
 }
 
-std::int64_t Optimizer::memory(const ParamLayout& layout, const Device& device, DType products, const OptimizerOptions& options, Range own) {
-  const Scratch s = scratch_of(layout, device, products, options, own);
-  return 2 * (own.size() + s.matrix + s.height * s.height + s.area) * static_cast<std::int64_t>(sizeof(float)) + s.packed + s.packed_turned;
+std::int64_t Optimizer::memory(const ParamLayout& layout, Device& device, DType products, const OptimizerOptions& options, Range own) {
+  const Sizes s = sizes_of(layout, device, products, options, own);
+  return (2 * own.size() + s.matrix) * static_cast<std::int64_t>(sizeof(float)) + s.bytes(0, products) + device.train_ops().parallel() * s.bytes(1, products);
 }
 
 Tensor Optimizer::square_sums(const Tensor& gradient) const {
@@ -159,52 +177,45 @@ std::string Optimizer::matrix_of_square(std::span<const double> all) const {
   return name;
 }
 
-Weight Optimizer::pack(const Tensor& x, const Tensor& memory) {
+Weight Optimizer::pack(const Tensor& x, const Tensor& memory) const {
   const Weight weight{x.size(0), x.size(1), products_, memory.slice(0, static_cast<std::int64_t>(device_.weight_bytes(products_, x.size(0), x.size(1))))};
   ops_.pack(x, weight);
   return weight;
 }
 
-Tensor Optimizer::rounded(const Tensor& x) {
+Tensor Optimizer::rounded(const Tensor& x, const Workspace& w) const {
   if (products_ == DType::f32) return x;
-  const Tensor out = rows_of(rounded_, x.size(0), x.size(1));
+  const Tensor out = rows_of(w.rounded, x.size(0), x.size(1));
   ops_.convert(x, out);
   return out;
 }
 
-void Optimizer::orthogonalize(const Tensor& x) {
+void Optimizer::orthogonalize(const Tensor& x, const Workspace& w) const {
   constexpr float a = 3.4445f, b = -4.775f, c = 2.0315f;
   const std::int64_t height = x.size(0), width = x.size(1);
-  const Tensor turned = rows_of(transposed_, width, height), gram = rows_of(gram_, height, height), square = rows_of(square_, height, height),
-               product = rows_of(product_, height, width);
+  const Tensor turned = rows_of(w.transposed, width, height), gram = rows_of(w.gram, height, height), square = rows_of(w.square, height, height),
+               product = rows_of(w.product, height, width);
   ops_.scale_add(0, x, 1 / (static_cast<float>(std::sqrt(ops_.sum_squares(x))) + 1e-8f), x);
   for (int i = 0; i < options_.newton_schulz_steps; ++i) {
     ops_.transpose(x, turned);
-    device_.linear(rounded(x), pack(turned, packed_turned_), Epilogue::none, gram);
-    device_.linear(rounded(gram), pack(gram, packed_), Epilogue::none, square);
+    device_.linear(rounded(x, w), pack(turned, w.packed_turned), Epilogue::none, gram);
+    device_.linear(rounded(gram, w), pack(gram, w.packed), Epilogue::none, square);
     ops_.scale_add(b, gram, c, square);
-    device_.linear(rounded(square), pack(x, packed_), Epilogue::none, product);
+    device_.linear(rounded(square, w), pack(x, w.packed), Epilogue::none, product);
     ops_.scale_add(1, product, a, x);
   }
 }
 
-void Optimizer::muon(const Matrix& m, const Tensor& update) {
-  const Blocks b = blocks_of(m);
-  const Tensor flat = rows_of(b.turned ? turned_ : update, m.size() / b.width, b.width);
-  if (b.turned) ops_.transpose(update, rows_of(turned_, m.cols, m.rows));
-  for (std::int64_t i = 0; i < m.heads; ++i) orthogonalize(flat.slice(i * b.height, (i + 1) * b.height));
-  if (b.turned) ops_.transpose(rows_of(turned_, m.cols, m.rows), update);
-}
-
 void Optimizer::step(std::int64_t step, const Tensor& gradient, float scale, const Tensor& vector) {
   const double lr = scheduled_lr(options_, step), share = options_.schedule_all ? lr / options_.lr : 1, t = static_cast<double>(step + 1);
+  const auto of_own = [&](const Tensor& x, Range part) { return x.slice(part.begin - own().begin, part.end - own().begin); };
+  const auto decay_of = [&](const Matrix& m) { return Decay{m.group == Group::rest ? static_cast<float>(lr * options_.weight_decay) : 0, options_.rule}; };
+  const auto is_muons = [&](const Matrix& m) { return options_.muon && m.group == Group::rest; };
+  std::vector<Tensor> large, small;  // blocks to be made orthogonal, where the gradient was
   each_part(layout_, own(), [&](const Matrix& m, Range part) {
-    const auto of_own = [&](const Tensor& x) { return x.slice(part.begin - own().begin, part.end - own().begin); };
-    const Tensor p = vector.slice(part.begin, part.end), g = of_own(gradient);
-    const bool rest = m.group == Group::rest;
-    const Decay decay{rest ? static_cast<float>(lr * options_.weight_decay) : 0, options_.rule};
-    if (!rest || !options_.muon) {
-      const double rate = rest ? lr : share * width_scale_ * (m.group == Group::embed ? options_.embed_lr : options_.head_lr);
+    const Tensor p = vector.slice(part.begin, part.end), g = of_own(gradient, part);
+    if (!is_muons(m)) {
+      const double rate = m.group == Group::rest ? lr : share * width_scale_ * (m.group == Group::embed ? options_.embed_lr : options_.head_lr);
       ops_.adamw({.lr = static_cast<float>(rate),
                   .beta1 = static_cast<float>(options_.beta1),
                   .beta2 = static_cast<float>(options_.beta2),
@@ -212,20 +223,40 @@ void Optimizer::step(std::int64_t step, const Tensor& gradient, float scale, con
                   .correction1 = static_cast<float>(1 - std::pow(options_.beta1, t)),
                   .correction2 = static_cast<float>(1 - std::pow(options_.beta2, t)),
                   .scale = scale,
-                  .decay = decay},
-                 p, g, of_own(m_), of_own(v_));
+                  .decay = decay_of(m)},
+                 p, g, of_own(m_, part), of_own(v_, part));
       return;
     }
-    const Tensor update = rows_of(update_, m.rows, m.cols);
+    const Blocks b = blocks_of(m);
+    const Tensor update = b.turned ? rows_of(update_, m.rows, m.cols) : g;
     ops_.momentum({.beta = static_cast<float>(options_.momentum),
                    .correction_m = static_cast<float>(1 - std::pow(options_.momentum, t + 1)),
                    .correction_g = static_cast<float>(1 - std::pow(options_.momentum, t)),
                    .scale = scale},
-                  g, of_own(m_), update);
-    muon(m, update);
+                  g, of_own(m_, part), update);
+    if (b.turned) ops_.transpose(update, rows_of(g, m.cols, m.rows));
+    const Tensor rows = rows_of(g, m.size() / b.width, b.width);
+    for (std::int64_t i = 0; i < m.heads; ++i) (b.height * b.width <= small_area ? small : large).push_back(rows.slice(i * b.height, (i + 1) * b.height));
+  });
+
+  for (const Tensor& x : large) orthogonalize(x, large_);
+  ops_.each(std::ssize(small), [&](std::int64_t i) {
+    std::unique_lock lock(small_mutex_);
+    Workspace w = std::move(small_.back());
+    small_.pop_back();
+    lock.unlock();
+    orthogonalize(small[static_cast<std::size_t>(i)], w);
+    lock.lock();
+    small_.push_back(std::move(w));
+  });
+
+  each_part(layout_, own(), [&](const Matrix& m, Range part) {
+    if (!is_muons(m)) return;
     const Blocks b = blocks_of(m);
+    const Tensor g = of_own(gradient, part), update = b.turned ? rows_of(update_, m.rows, m.cols) : g;
+    if (b.turned) ops_.transpose(rows_of(g, m.cols, m.rows), update);
     const double rows = static_cast<double>(b.turned ? b.width : b.height), cols = static_cast<double>(b.turned ? b.height : b.width);
-    ops_.apply(decay, static_cast<float>(lr * std::sqrt(std::max(1.0, cols / rows))), p, update);
+    ops_.apply(decay_of(m), static_cast<float>(lr * std::sqrt(std::max(1.0, cols / rows))), vector.slice(part.begin, part.end), update);
   });
 }
 

@@ -6,6 +6,7 @@
 #include "model/train/parameters.h"
 #include "runtime/train_ops.h"
 
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -38,7 +39,7 @@ class Optimizer {
   Optimizer(const ModelConfig& config, const ParamLayout& layout, Device& device, DType products, const OptimizerOptions& options, int rank, int ranks);
 
   /// Bytes of a rank that owns `own`.
-  static std::int64_t memory(const ParamLayout& layout, const Device& device, DType products, const OptimizerOptions& options, Range own);
+  static std::int64_t memory(const ParamLayout& layout, Device& device, DType products, const OptimizerOptions& options, Range own);
 
   /// Which elements each rank owns; in order, without gaps, about equal in work. Cuts go only between Muon's matrices.
   std::span<const Range> owners() const { return owners_; }
@@ -54,14 +55,21 @@ class Optimizer {
   /// The matrix that the first of all ranks' square sums that is not finite belongs to.
   std::string matrix_of_square(std::span<const double> all) const;
 
-  /// Step 0, 1, …: own gradient f32 [own] times `scale` moves own parameters (`vector` is all of them).
+  /// Step 0, 1, …: own gradient f32 [own] times `scale` moves own parameters (`vector` is all of them). The gradient is overwritten.
   void step(std::int64_t step, const Tensor& gradient, float scale, const Tensor& vector);
 
  private:
-  void muon(const Matrix& matrix, const Tensor& update);
-  void orthogonalize(const Tensor& x);
-  Weight pack(const Tensor& x, const Tensor& memory);
-  Tensor rounded(const Tensor& x);
+  /// Memory in which one block [height, width] at a time is made orthogonal.
+  struct Workspace {
+    Tensor gram, square, product;                       // f32 [height, height] twice, [height, width]
+    Tensor transposed, rounded, packed, packed_turned;  // as they are multiplied
+  };
+  struct Sizes;
+  static Sizes sizes_of(const ParamLayout& layout, const Device& device, DType products, const OptimizerOptions& options, Range own);
+  Workspace workspace(const Sizes& sizes, bool small) const;
+  void orthogonalize(const Tensor& x, const Workspace& w) const;
+  Weight pack(const Tensor& x, const Tensor& memory) const;
+  Tensor rounded(const Tensor& x, const Workspace& w) const;
 
   const ParamLayout& layout_;
   Device& device_;
@@ -72,9 +80,10 @@ class Optimizer {
   int rank_;
   std::vector<Range> owners_;
   Tensor m_, v_;
-  Tensor update_, turned_;            // one matrix, and transposed
-  Tensor gram_, square_, product_;    // of the largest block that is made orthogonal
-  Tensor packed_, packed_turned_, transposed_, rounded_;
+  Tensor update_;                 // one matrix
+  Workspace large_;               // for one block after another, with all threads
+  std::vector<Workspace> small_;  // for blocks that go side by side, a thread each: those that are free
+  std::mutex small_mutex_;
 };
 
 }  // namespace kvmesh

@@ -6,7 +6,7 @@
 
 namespace kvmesh {
 
-TrainMemory train_memory(const ModelConfig& c, DType dtype, const Device& device, const ParamLayout& layout, const TrainerOptions& options, int rank, int ranks,
+TrainMemory train_memory(const ModelConfig& c, DType dtype, Device& device, const ParamLayout& layout, const TrainerOptions& options, int rank, int ranks,
                          std::int64_t samples) {
   const std::int64_t D = c.d_emb, h = c.head_dim(), heads = c.q_heads * h, kv = c.kv_heads * h, V = c.vocab_size, L = c.num_layers, T = options.batch.micro_rows * c.seqlen;
   const auto f32 = static_cast<std::int64_t>(size_of(DType::f32)), width = static_cast<std::int64_t>(size_of(dtype)), saved_width = static_cast<std::int64_t>(size_of(c.dtype));

@@ -22,7 +22,7 @@ struct TrainMemory {
 };
 
 /// Of a Trainer on `rank` of `ranks`, whose checkpoints are saved, with `samples` texts gone on with by all ranks together. options.batch.leaves is not looked at.
-TrainMemory train_memory(const ModelConfig& config, DType dtype, const Device& device, const ParamLayout& layout, const TrainerOptions& options, int rank, int ranks,
+TrainMemory train_memory(const ModelConfig& config, DType dtype, Device& device, const ParamLayout& layout, const TrainerOptions& options, int rank, int ranks,
                          std::int64_t samples);
 
 /// "1.20 GiB: 0.20 GiB for parameters, …"

@@ -40,6 +40,12 @@ void check_sizes(std::int64_t size, std::initializer_list<const Tensor*> tensors
 
 CpuTrainOps::CpuTrainOps(const Kernels& kernels, ThreadPool& pool) : kernels_(kernels), train_(train_kernels_of(isa())), pool_(pool) {}
 
+void CpuTrainOps::each(std::int64_t n, const std::function<void(std::int64_t i)>& body) {
+  pool_.parallel_for(n, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) body(i);
+  });
+}
+
 void CpuTrainOps::pack(const Tensor& source, const Weight& w) {
   check_sizes(w.k * w.n, {&source});
   const std::int64_t panels = (w.n + kernels_.panel - 1) / kernels_.panel;

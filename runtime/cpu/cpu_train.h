@@ -16,6 +16,8 @@ class CpuTrainOps final : public TrainOps {
   /// Both outlive it.
   CpuTrainOps(const Kernels& kernels, ThreadPool& pool);
 
+  void each(std::int64_t n, const std::function<void(std::int64_t i)>& body) override;
+  int parallel() const override { return pool_.size(); }
   void pack(const Tensor& source, const Weight& target) override;
   void transpose(const Tensor& x, const Tensor& out) override;
   void convert(const Tensor& x, const Tensor& out) override;
