@@ -144,7 +144,7 @@ bool go_on(Communicator& ranks, const TrainCommandOptions& o, const ModelConfig&
   const auto spread = [&](const Tensor& from, const Tensor& to, Range part) {
     if (from.defined()) std::memcpy(whole.raw(), from.raw(), whole.bytes());
     ranks.broadcast(whole, 0);
-    std::memcpy(to.raw(), whole.data<float>() + part.begin, to.bytes());
+    if (to.bytes() > 0) std::memcpy(to.raw(), whole.data<float>() + part.begin, to.bytes());
   };
   spread(checkpoint.parameters, vector, {0, layout.size});
   spread(checkpoint.m, optimizer.m(), own);
