@@ -99,7 +99,7 @@ std::unique_ptr<File> open_metrics(const fs::path& name, bool fresh) {
   return file;
 }
 
-/// Own part of a vector that every rank has, and back.
+/// The ranks' own parts of a vector, put together on every rank. Collective.
 Tensor gathered(Communicator& ranks, const Optimizer& optimizer, const Tensor& own, std::int64_t size) {
   std::vector<std::int64_t> counts;
   for (const Range& owner : optimizer.owners()) counts.push_back(owner.size());
