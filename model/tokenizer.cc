@@ -100,7 +100,7 @@ std::int32_t Tokenizer::ranks() const { return static_cast<std::int32_t>(impl_->
 std::int32_t Tokenizer::end_of_text() const { return impl_->id_of_special(end_of_text_name); }
 std::int32_t Tokenizer::pad() const { return impl_->id_of_special(pad_name); }
 
-std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {
+std::vector<std::int32_t> Tokenizer::encode(std::string_view text, [[maybe_unused]] bool add_special_tokens) const {
   check(text.size() < UINT32_MAX / 3, "a text of {} bytes is too long to be encoded as one", text.size());
   std::string repaired;
   if (valid_utf8_prefix(text) < text.size()) {

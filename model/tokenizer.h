@@ -27,8 +27,9 @@ class Tokenizer {
   std::int32_t pad() const;              ///< -1 if there is none
 
   /// Special tokens in the text become their ids (as tiktoken's allowed_special="all"). Invalid UTF-8 bytes are first replaced
-  /// by U+FFFD, as Python's errors="replace" does.
-  std::vector<std::int32_t> encode(std::string_view text) const;
+  /// by U+FFFD, as Python's errors="replace" does. `add_special_tokens`: with what the tokenizer's file puts before and behind a text
+  /// (a tokenizer.tiktoken nothing).
+  std::vector<std::int32_t> encode(std::string_view text, bool add_special_tokens = true) const;
   /// encode() of each text, in order, on `threads` threads.
   std::vector<std::vector<std::int32_t>> encode_batch(std::span<const std::string> texts, int threads) const;
 
