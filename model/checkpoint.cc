@@ -18,7 +18,13 @@
 namespace kvmesh {
 namespace {
 
-constexpr const char* tokenizer_name = "tokenizer.tiktoken";
+/// The folder's tokenizer; an empty path if it has none.
+std::filesystem::path tokenizer_file(const std::filesystem::path& folder) {
+  for (const char* name : {"tokenizer.tiktoken", "tokenizer.json"}) {
+    if (std::filesystem::exists(folder / name)) return folder / name;
+  }
+  return {};
+}
 
 }  // namespace
 
@@ -39,8 +45,8 @@ void check_params(const SafetensorsFolder& files, const ModelConfig& config) {
 }
 
 std::optional<Tokenizer> load_tokenizer(const std::filesystem::path& folder, const ModelConfig& config) {
-  const std::filesystem::path file = folder / tokenizer_name;
-  if (!std::filesystem::exists(file)) return std::nullopt;
+  const std::filesystem::path file = tokenizer_file(folder);
+  if (file.empty()) return std::nullopt;
   Tokenizer tokenizer(file, config.has_special_tokens ? &config.special_tokens : nullptr);
   check(tokenizer.ranks() <= config.vocab_size, "{}: has ids up to {}, but config.json's vocab_size is {}", file.string(), tokenizer.ranks() - 1, config.vocab_size);
   return tokenizer;
@@ -85,7 +91,7 @@ class Hash {
 std::vector<std::filesystem::path> checkpoint_files(const std::filesystem::path& folder) {
   std::vector<std::filesystem::path> files = weight_files(folder);
   files.insert(files.begin(), folder / "config.json");
-  if (std::filesystem::exists(folder / tokenizer_name)) files.push_back(folder / tokenizer_name);
+  if (const std::filesystem::path tokenizer = tokenizer_file(folder); !tokenizer.empty()) files.push_back(tokenizer);
   return files;
 }
 
@@ -139,7 +145,7 @@ void save_checkpoint(const std::filesystem::path& folder, const ModelConfig& con
   try {
     fs::remove_all(partial);
     fs::create_directories(partial);
-    if (!tokenizer.empty()) write_file(partial / tokenizer_name, read_file(tokenizer, std::size_t{1} << 30));
+    if (!tokenizer.empty()) write_file(partial / tokenizer.filename(), read_file(tokenizer, std::size_t{1} << 30));
     write_safetensors_folder(partial, tensors, max_shard_bytes);
     write_file(partial / "config.json", to_json(config));
     check_params(SafetensorsFolder(partial), config);
