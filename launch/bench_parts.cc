@@ -87,7 +87,7 @@ Json operations_of(const Gpt& gpt, const Limits& limits, const char* phase, std:
   for (std::size_t i = 0; i < last.size(); ++i) last[i] = segments[i].offset + segments[i].count - 1;
   const Pass pass = device.prepare(ids, segments, last);
   const Tensor x = noise(device, dtype, {t, d}), normed = noise(device, dtype, {t, d}), qkv = noise(device, dtype, {t, heads + 2 * kv}), q = noise(device, dtype, {t, heads}),
-               attended = noise(device, dtype, {t, heads}), hidden = noise(device, dtype, {t, 4 * d}), logits = device.empty(DType::f32, {wanted, v}),
+               attended = noise(device, dtype, {t, heads}), hidden = noise(device, dtype, {t, c.mlp_columns()}), inner = noise(device, dtype, {t, c.mlp_width()}), logits = device.empty(DType::f32, {wanted, v}),
                rope = noise(device, DType::f32, {c.seqlen, h});
   const auto& blocks = gpt.weights().blocks;
   const double layers = static_cast<double>(blocks.size()), rows = static_cast<double>(t);
@@ -98,9 +98,9 @@ Json operations_of(const Gpt& gpt, const Limits& limits, const char* phase, std:
   const Tensor few = x.slice(0, wanted);
   const std::vector<Operation> operations = {
       {"embedding", 1, 0, rows * static_cast<double>(d) * width, [&](std::size_t) { device.gather_rows(gpt.weights().embed, pass.ids, x); }},
-      {"norm", 2 * layers, 0, 2 * rows * static_cast<double>(d) * width, [&](std::size_t) { device.rms_norm(x, eps, normed); }},
+      {"norm", 2 * layers, 0, 2 * rows * static_cast<double>(d) * width, [&](std::size_t) { device.norm(x, {eps}, normed); }},
       product("qkv", d, heads + 2 * kv, layers, rows, [&](std::size_t i) { device.linear(normed, blocks[i].qkv, Epilogue::none, qkv); }),
-      {"norm, rope, append", layers, 0, 2 * rows * static_cast<double>(heads + 2 * kv) * width, [&](std::size_t i) { device.norm_rope_append(qkv, pass, kinds[i].rope ? rope : Tensor(), eps, q, cache.layer(static_cast<std::int64_t>(i))); }},
+      {"norm, rope, append", layers, 0, 2 * rows * static_cast<double>(heads + 2 * kv) * width, [&](std::size_t i) { device.norm_rope_append(qkv, pass, kinds[i].rope ? rope : Tensor(), {eps}, q, cache.layer(static_cast<std::int64_t>(i))); }},
       {"attention", layers, 4 * scores * static_cast<double>(heads), 2 * keys * static_cast<double>(kv) * width, [&](std::size_t i) { device.attention(q, pass, cache.layer(static_cast<std::int64_t>(i)), kinds[i].window, attended); }},
       product("wo", heads, d, layers, rows, [&](std::size_t i) { device.linear(attended, blocks[i].wo, Epilogue::add, x); }),
       product("fc1", d, 4 * d, layers, rows, [&](std::size_t i) { device.linear(normed, blocks[i].fc1, Epilogue::relu_squared, hidden); }),

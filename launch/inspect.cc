@@ -21,16 +21,14 @@ int inspect_command(std::span<const std::string> args) {
   if (!folder) return 0;
   const ModelConfig config = read_config(*folder / "config.json");
   const SafetensorsFolder files(*folder);
-  check_params(files, config);
+  const std::vector<SafetensorsFolder::Entry> entries = find_params(files, config);
   fmt::print("{}\n\n{:<28} {:<9} {:<18} {:>14}  {}\n", to_json(config), "tensor", "dtype", "shape", "bytes", "file");
   std::int64_t parameters = 0;
   std::size_t bytes = 0;
-  for (const ParamSpec& spec : param_specs(config)) {
-    const SafetensorsFolder::Entry& entry = files.tensors().at(spec.name);
-    fmt::print("{:<28} {:<9} {:<18} {:>14}  {}\n", spec.name, name_of(entry.tensor->dtype), to_string(spec.shape), entry.tensor->bytes,
-               entry.file->path().filename().string());
-    parameters += spec.shape.numel();
-    bytes += entry.tensor->bytes;
+  for (const auto& [file, tensor] : entries) {
+    fmt::print("{:<28} {:<9} {:<18} {:>14}  {}\n", tensor->name, name_of(tensor->dtype), to_string(tensor->shape), tensor->bytes, file->path().filename().string());
+    parameters += tensor->shape.numel();
+    bytes += tensor->bytes;
   }
   const std::size_t cache = static_cast<std::size_t>(2 * config.num_layers * config.kv_heads * config.seqlen * config.head_dim()) * size_of(config.dtype);
   fmt::print("\nparameters: {}\nbytes: {}\nKV cache: {} bytes a row of {} tokens\n", parameters, bytes, cache, config.seqlen);

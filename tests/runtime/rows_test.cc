@@ -8,7 +8,7 @@ namespace {
 
 Tensor rms_norm(Device& device, const Tensor& x, float eps) {
   const Tensor out = device.empty(x.dtype(), x.shape());
-  device.rms_norm(up(device, x), eps, out);
+  device.norm(up(device, x), {eps}, out);
   return down(device, out);
 }
 
