@@ -17,11 +17,12 @@
 
 namespace kvmesh {
 
-/// A weight matrix [K, N] in the layout that the device's GEMM reads. `data` may lie in memory shared by several ranks.
+/// A weight matrix [K, N] in the layout that the device's GEMM reads, and what is added to its products. `data` may lie in memory shared by several ranks.
 struct Weight {
   std::int64_t k = 0, n = 0;
   DType dtype = DType::f32;
-  Tensor data;  // u8 [Device::weight_bytes(dtype, k, n)]
+  Tensor data{};  // u8 [Device::weight_bytes(dtype, k, n)]
+  Tensor bias{};  // f32 [n]; undefined: none
 };
 
 /// One layer's keys and values, the ring: [places, kv_heads, size, head_dim], keys after norm and RoPE.
@@ -109,7 +110,7 @@ class Device {
   void gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out);
   /// out [T, D] = x / sqrt(mean(x²) + eps), computed in float32.
   void rms_norm(const Tensor& x, float eps, const Tensor& out);
-  /// out [T, N] = epilogue(x [T, K] · w [K, N]); sums in float32 in an order fixed by K alone. x has w's dtype; out has it
+  /// out [T, N] = epilogue(x [T, K] · w [K, N] + bias); sums in float32 in an order fixed by K alone. x has w's dtype; out has it
   /// too, or is f32. `cap` > 0 is soft_cap's.
   void linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap = 0);
   /// From qkv [T, (H + 2·K)·h] (all query heads, then key heads, then value heads): q and k normed per head; RoPE'd by
