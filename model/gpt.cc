@@ -27,6 +27,8 @@ std::vector<double> rope_divisors(const ModelConfig& config) {
   return divisors;
 }
 
+}  // namespace
+
 Epilogue epilogue_of(Activation activation) {
   switch (activation) {
     case Activation::relu_squared: return Epilogue::relu_squared;
@@ -35,8 +37,6 @@ Epilogue epilogue_of(Activation activation) {
     default: return Epilogue::none;  // swiglu is an operation of its own
   }
 }
-
-}  // namespace
 
 // Angles are taken in float64 and their cos and sin rounded once to float32: correct to the last place at every position. (The original multiplies in
 // float32 and loses up to 1e-4 rad near position 2048.)

@@ -13,6 +13,9 @@ namespace kvmesh {
 /// f32 [seqlen, h]: cosines of h / 2 angles, then their sines; row = position in the row. Computed in float64.
 Tensor rope_table(Device& device, const ModelConfig& config);
 
+/// What of an activation is done where the MLP's first matrix is multiplied; swiglu: nothing, it is an operation of its own.
+Epilogue epilogue_of(Activation activation);
+
 class Gpt {
  public:
   /// Tokens that go through the layers at once; longer passes are cut into such chunks. Bounds the activations' memory.

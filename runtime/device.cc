@@ -103,6 +103,7 @@ void Device::linear(const Tensor& x, const Weight& w, Epilogue epilogue, const T
   expect_floats("linear", "x", x, 2);
   expect("linear", "x", x, w.dtype, {x.size(0), w.k});
   expect("linear", "the packed weight", w.data, DType::u8, {static_cast<std::int64_t>(weight_bytes(w.dtype, w.k, w.n))});
+  if (w.bias.defined()) expect("linear", "the bias", w.bias, DType::f32, {w.n});
   expect("linear", "out", out, out.dtype() == DType::f32 ? DType::f32 : x.dtype(), {x.size(0), w.n});
   check(epilogue != Epilogue::soft_cap || cap > 0, "linear: the soft cap is {}, expected more than 0", cap);
   if (out.numel() > 0) do_linear(x, w, epilogue, out, cap);

@@ -17,11 +17,12 @@
 
 namespace kvmesh {
 
-/// A weight matrix [K, N] in the layout that the device's GEMM reads. `data` may lie in memory shared by several ranks.
+/// A weight matrix [K, N] in the layout that the device's GEMM reads, and what is added to its products. `data` may lie in memory shared by several ranks.
 struct Weight {
   std::int64_t k = 0, n = 0;
   DType dtype = DType::f32;
-  Tensor data;  // u8 [Device::weight_bytes(dtype, k, n)]
+  Tensor data{};  // u8 [Device::weight_bytes(dtype, k, n)]
+  Tensor bias{};  // f32 [n]; undefined: none
 };
 
 /// How a row is normed: x / sqrt(mean(x²) + eps) (RMSNorm) or, `centred`, (x - mean) / sqrt(variance + eps) (LayerNorm), then · weight + bias where
@@ -126,7 +127,7 @@ class Device {
   void add_positions(const Tensor& table, const Pass& pass, const Tensor& x);
   /// out [T, D] = x as `norm` says, computed in float32 and rounded once.
   void norm(const Tensor& x, const Norm& norm, const Tensor& out);
-  /// out [T, N] = epilogue(x [T, K] · w [K, N]); sums in float32 in an order fixed by K alone. x has w's dtype; out has it
+  /// out [T, N] = epilogue(x [T, K] · w [K, N] + bias); sums in float32 in an order fixed by K alone. x has w's dtype; out has it
   /// too, or is f32. `cap` > 0 is soft_cap's.
   void linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap = 0);
   /// out [T, F] = silu(x[:, :F]) · x[:, F:] of x [T, 2·F], silu(x) = x / (1 + e^-x); in float32, rounded once. Source: Shazeer, "GLU Variants" (2020).

@@ -137,9 +137,9 @@ void CpuDevice::do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, c
                         .n = w.n,
                         .bf16 = w.dtype == DType::bf16,
                         .out_bf16 = out.dtype() == DType::bf16,
-                        .add = epilogue == Epilogue::add,
-                        .relu_squared = epilogue == Epilogue::relu_squared,
-                        .cap = epilogue == Epilogue::soft_cap ? cap : 0.0f};
+                        .bias = w.bias.defined() ? w.bias.data<float>() : nullptr,
+                        .epilogue = epilogue,
+                        .cap = cap};
   // Blocks of rows, each divided by panels into equal parts, for balance about four a thread.
   const std::int64_t rows = x.size(0), panels = ceil_div(w.n, kernels_.panel);
   const std::int64_t block = kernels_.block_rows(task.bf16, task.k), blocks = ceil_div(rows, block);

@@ -183,7 +183,8 @@ void CudaDevice::do_norm(const Tensor& x, const Norm& norm, const Tensor& out) {
 void CudaDevice::do_swiglu(const Tensor& x, const Tensor& out) { must(cuda::swiglu(queue_, x.raw(), out.raw(), is_bf16(x), out.size(0), out.size(1))); }
 
 void CudaDevice::do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap) {
-  must(cuda::linear(queue_, {x.raw(), w.data.raw(), out.raw(), x.size(0), w.k, w.n, w.dtype == DType::bf16, is_bf16(out), epilogue, cap}));
+  must(cuda::linear(queue_, {x.raw(), w.data.raw(), out.raw(), x.size(0), w.k, w.n, w.dtype == DType::bf16, is_bf16(out),
+                             w.bias.defined() ? w.bias.data<float>() : nullptr, epilogue, cap}));
 }
 
 RingTask CudaDevice::ring_of(const Tensor& q, const Pass& pass, const LayerCache& cache) const {

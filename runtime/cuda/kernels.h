@@ -26,6 +26,7 @@ struct LinearTask {
   std::int64_t rows, k, n;
   bool bf16;      // of x and w
   bool out_bf16;
+  const float* bias;  // [n]; null: none
   Epilogue epilogue;
   float cap;
 };

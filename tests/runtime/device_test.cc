@@ -64,6 +64,9 @@ TEST(Device, LinearChecks) {
   Weight short_one = weight(DType::bf16, 6, 8);
   short_one.data = device->empty(DType::u8, {4});
   expect_error([&] { device->linear(x, short_one, Epilogue::none, out(DType::f32, 2, 8)); }, "the packed weight is uint8[4]");
+  Weight biased = weight(DType::bf16, 6, 8);
+  biased.bias = device->empty(DType::f32, {6});
+  expect_error([&] { device->linear(x, biased, Epilogue::none, out(DType::f32, 2, 8)); }, "the bias is float32[6], expected float32[8]");
   expect_error([&] { device->weight_bytes(DType::f64, 2, 2); }, "a weight is float32 or bfloat16, not float64");
   expect_error([&] { device->linear(x, Weight{}, Epilogue::none, out(DType::f32, 2, 8)); }, "linear: x");
   Tensor undefined;

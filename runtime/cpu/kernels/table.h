@@ -2,6 +2,8 @@
 // pointers, the part of the work to do, and scratch memory. Elements are bfloat16 where `bf16` says so, else float32.
 #pragma once
 
+#include "runtime/structs.h"
+
 #include <cstddef>
 #include <cstdint>
 
@@ -15,9 +17,9 @@ struct LinearTask {
   std::int64_t k, n;
   bool bf16;      // of x and w
   bool out_bf16;
-  bool add;           // to what is in out
-  bool relu_squared;
-  float cap;          // > 0: cap · tanh(x / cap)
+  const float* bias = nullptr;  // [n]; null: none
+  Epilogue epilogue = Epilogue::none;
+  float cap = 0;                // soft_cap's
 };
 
 /// The queries of `tokens` consecutive tokens that share one key head, against the row's keys.
