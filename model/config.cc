@@ -14,7 +14,7 @@ ModelConfig read_config(const std::filesystem::path& file) {
 }
 
 ModelConfig parse_config(std::string_view text, const std::string& source) {
-  ConfigKeys keys(text, source);
+  ConfigKeys keys(parse_json_object(text, source), source);
   ModelConfig c;
   c.seqlen = keys.whole("seqlen", 2, max_seqlen);
   c.vocab_size = keys.whole("vocab_size", 1, max_vocab);

@@ -17,7 +17,6 @@ class ConfigKeys {
   using json = nlohmann::json;
 
  public:
-  ConfigKeys(std::string_view text, const std::string& file) : ConfigKeys(parse_json_object(text, file), file) {}
   ConfigKeys(json object, std::string file) : file_(std::move(file)), object_(std::move(object)) {}
 
   /// The value, or null if the key is absent.

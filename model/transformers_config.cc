@@ -16,8 +16,7 @@ constexpr std::array passed_over = {
     "architectures", "transformers_version", "torch_dtype", "dtype", "use_cache", "initializer_range", "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
     "hidden_dropout", "residual_dropout", "pretraining_tp", "output_attentions", "output_hidden_states", "output_scores", "return_dict", "return_dict_in_generate", "task_specific_params", "problem_type",
     "id2label", "label2id", "num_labels", "finetuning_task", "chunk_size_feed_forward", "reorder_and_upcast_attn", "summary_type", "summary_use_proj", "summary_activation",
-    "summary_proj_to_labels", "summary_first_dropout", "n_ctx", "gradient_checkpointing", "tokenizer_class", "prefix", "torchscript", "use_bfloat16", "tf_legacy_loss", "rope_interleaved_warned",
-    "max_window_layers_warned", "attn_implementation", "transformers.js_config", "pad_token_id", "bos_token_id", "eos_token_id"};
+    "summary_proj_to_labels", "summary_first_dropout", "n_ctx", "gradient_checkpointing", "tokenizer_class", "prefix", "torchscript", "use_bfloat16", "tf_legacy_loss", "is_llama_config", "attn_implementation", "transformers.js_config", "pad_token_id", "bos_token_id", "eos_token_id"};
 
 /// Of a key that a list of layers may carry: one entry a layer.
 const json* layer_list(ConfigKeys& keys, const char* key, std::int64_t layers) {
@@ -112,6 +111,7 @@ void read_llama(ConfigKeys& keys, ModelConfig& c, double theta) {
   } else if (c.family != "mistral") {
     c.qkv_bias = c.out_bias = keys.flag("attention_bias", false);
   }
+  must_be(keys, "rope_interleaved", false);
   if (c.family == "llama" || c.family == "smollm3") c.mlp_bias = keys.flag("mlp_bias", false);
   read_rope(keys, c, theta);
   c.own_layers.resize(static_cast<std::size_t>(c.num_layers));
@@ -181,7 +181,7 @@ void read_ids(ConfigKeys& keys, ModelConfig& c) {
   c.stop_ids = ids_of(keys, "eos_token_id");
   const std::filesystem::path file = std::filesystem::path(keys.file()).parent_path() / "generation_config.json";
   if (std::filesystem::exists(file)) {
-    ConfigKeys generation(read_file(file, 1 << 20), file.string());
+    ConfigKeys generation(parse_json_object(read_file(file, 1 << 20), file), file.string());
     const auto take = [&](const char* key, std::vector<std::int32_t>& ids) {
       if (const json* value = generation.find(key); value && !value->is_null()) ids = ids_of(generation, key);
     };
@@ -204,7 +204,7 @@ ModelConfig transformers_config(json object, const std::filesystem::path& file) 
   c.vocab_size = keys.whole("vocab_size", 1, max_vocab);
   c.logit_soft_cap = 0;
   must_be(keys, "is_encoder_decoder", false);
-  must_be(keys, "is_decoder", true);
+  if (const json* decoder = keys.find("is_decoder")) check(decoder->is_boolean(), "{}: \"is_decoder\" must be true or false", keys.file());
   bool tied = false;
   if (c.family == "gpt2") {
     read_gpt2(keys, c);

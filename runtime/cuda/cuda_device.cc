@@ -172,7 +172,7 @@ void CudaDevice::do_gather_rows(const Tensor& table, const Tensor& ids, const Te
 }
 
 void CudaDevice::do_add_positions(const Tensor& table, const Pass& pass, const Tensor& x) {
-  must(add_positions(queue_, {reinterpret_cast<const Segment*>(pass.device_runs.raw()), pass.run_of.data<std::int32_t>(), table.raw(), x.raw(),
+  must(cuda::add_positions(queue_, {reinterpret_cast<const Segment*>(pass.device_runs.raw()), pass.run_of.data<std::int32_t>(), table.raw(), x.raw(),
                               std::min(pass.run_of.size(0), x.size(0)), x.size(1), is_bf16(x)}));
 }
 
@@ -202,7 +202,7 @@ RingTask CudaDevice::ring_of(const Tensor& q, const Pass& pass, const LayerCache
 }
 
 void CudaDevice::do_norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, const HeadNorm& norm, const Tensor& q, const LayerCache& cache) {
-  must(append(queue_, {ring_of(q, pass, cache), qkv.raw(), q.raw(), floats_or_null(rope), !norm.off, floats_or_null(norm.q), floats_or_null(norm.k), norm.eps}));
+  must(cuda::append(queue_, {ring_of(q, pass, cache), qkv.raw(), q.raw(), floats_or_null(rope), !norm.off, floats_or_null(norm.q), floats_or_null(norm.k), norm.eps}));
 }
 
 void CudaDevice::do_attention(const Tensor& q, const Pass& pass, const LayerCache& cache, std::int64_t window, const Tensor& out) {
