@@ -110,7 +110,7 @@ Json operations_of(const Gpt& gpt, const Limits& limits, const char* phase, std:
   if (c.activation == Activation::swiglu) {
     operations.push_back({"swiglu", layers, 0, 3 * rows * static_cast<double>(c.mlp_width()) * width, [&](std::size_t) { device.swiglu(hidden, inner); }});
   }
-  if (c.learned_positions) operations.push_back({"positions", 1, 0, 3 * rows * static_cast<double>(d) * width, [&](std::size_t) { device.add_positions(gpt.weights().positions, pass, x); }});
+  if (c.learned_positions > 0) operations.push_back({"positions", 1, 0, 3 * rows * static_cast<double>(d) * width, [&](std::size_t) { device.add_positions(gpt.weights().positions, pass, x); }});
   Json out = Json::array();
   double pass_seconds = 0;
   for (const Operation& o : operations) {

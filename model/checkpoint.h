@@ -31,7 +31,7 @@ struct GptWeights {
     Tensor q_norm = {}, k_norm = {};  // f32 [h]
   };
   Tensor embed;      // [V, D]
-  Tensor positions;  // [seqlen, D]
+  Tensor positions;  // [P, D]
   std::vector<Block> blocks;
   NormWeights norm;  // before the head
   Weight lm_head;    // [D, V]

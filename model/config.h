@@ -50,7 +50,7 @@ struct ModelConfig {
   enum class HeadNorms { none, plain, weighted } head_norms = HeadNorms::plain;
   bool embedding_norm = false;  ///< a norm behind the embedding
   bool qkv_bias = false, out_bias = false, mlp_bias = false;
-  bool learned_positions = false;  ///< a table [seqlen, d_emb] that is added to the embedding
+  std::int64_t learned_positions = 0;  ///< P: a table [P, d_emb] is added to the embedding, and there is no RoPE; 0: none
   bool rope_backwards = false;  ///< RoPE turns by -angle
   RopeScaling rope_scaling;
   bool tied_embeddings = false; ///< the head's matrix is the embedding's

@@ -9,6 +9,8 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 namespace kvmesh {
 
@@ -60,10 +62,30 @@ class ConfigKeys {
     return value ? value->get<std::string>() : fallback;
   }
 
-  /// An Error for a key that nobody asked for; a key that begins with "_" is a comment.
+  /// A key whose only understood value is `only`.
+  void must_be(const char* key, const json& only) {
+    const json* value = find(key);
+    if (value && *value != only) refuse(fmt::format("\"{}\" is {}, and kvmesh has only {}", key, shown(value->dump()), only.dump()));
+  }
+
+  /// Something that is not understood, for check_all_known to tell.
+  void refuse(std::string what) { refused_.push_back(std::move(what)); }
+
+  /// An Error for all that was refused and the keys that nobody asked for; a key that begins with "_" is a comment.
   void check_all_known() const {
-    for (const auto& [key, value] : object_.items())
-      check(known_.contains(key) || key.starts_with('_'), "{}: the key {} is not known; a comment's key begins with \"_\"", file_, shown(key));
+    std::string all;
+    const auto add = [&](const std::string& what) { all += (all.empty() ? "" : "; ") + what; };
+    for (const std::string& what : refused_) add(what);
+    std::string unknown;
+    int more = 0;
+    for (const auto& [key, value] : object_.items()) {
+      if (known_.contains(key) || key.starts_with('_')) continue;
+      if (unknown.size() < 300) unknown += (unknown.empty() ? "" : ", ") + shown(key);
+      else ++more;
+    }
+    if (more > 0) unknown += fmt::format(" and {} more", more);
+    if (!unknown.empty()) add(fmt::format("the key {} is not known; a comment's key begins with \"_\"", unknown));
+    check(all.empty(), "{}: {}", file_, all);
   }
 
   const std::string& file() const { return file_; }
@@ -72,6 +94,7 @@ class ConfigKeys {
   std::string file_;
   json object_;
   std::set<std::string> known_;
+  std::vector<std::string> refused_;
 };
 
 }  // namespace kvmesh

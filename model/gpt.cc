@@ -63,7 +63,7 @@ Gpt::Gpt(ModelConfig config, DType dtype, GptWeights weights, Device& device)
       weights_(std::move(weights)),
       device_(device),
       layers_(config_.layers()),
-      rope_(config_.learned_positions ? Tensor() : rope_table(device, config_)) {}
+      rope_(config_.learned_positions > 0 ? Tensor() : rope_table(device, config_)) {}
 
 Gpt::Workspace::Workspace(const Gpt& gpt, std::int64_t tokens_) : tokens(tokens_) {
   const ModelConfig& c = gpt.config_;
@@ -120,7 +120,7 @@ void Gpt::enqueue(const Pass& pass, std::int64_t t, const KvCache& cache, Worksp
 
   device_.gather_rows(weights_.embed, pass.ids, config_.embedding_norm ? normed : x);
   if (config_.embedding_norm) norm(normed, {}, x);
-  if (config_.learned_positions) device_.add_positions(weights_.positions, pass, x);
+  if (config_.learned_positions > 0) device_.add_positions(weights_.positions, pass, x);
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const GptWeights::Block& block = weights_.blocks[i];
     const LayerCache& layer = cache.layer(static_cast<std::int64_t>(i));

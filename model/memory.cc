@@ -26,7 +26,7 @@ MemoryNeeds memory_needs(const ModelConfig& config, DType dtype, const Device& d
   needs.weights = aligned(static_cast<std::int64_t>(weights_bytes(config, dtype, device)));
   const std::int64_t mlp = config.mlp_columns() + (config.activation == Activation::swiglu ? config.mlp_width() : 0);
   const std::int64_t per_token = (3 * d + heads + 2 * kv_heads + 2 * heads + mlp) * width + static_cast<std::int64_t>(sizeof(std::int32_t));  // x, normed, last, qkv, q, attended, hidden and gated, id
-  needs.activations = aligned(Gpt::chunk_tokens * per_token) + (config.learned_positions ? 0 : aligned(config.seqlen * h * f32));
+  needs.activations = aligned(Gpt::chunk_tokens * per_token) + (config.learned_positions > 0 ? 0 : aligned(config.seqlen * h * f32));
   needs.row = 2 * config.num_layers * config.seqlen * kv_heads * width + vocab * f32;
   needs.gathered_row = sync_logits ? vocab * f32 : 0;
   return needs;

@@ -93,7 +93,7 @@ std::vector<ParamGroup> family_groups(const ModelConfig& c) {
 
   const ParamSpec embed{place + names.embed + ".weight", {V, D}, {"vocab_out", "vocab_in"}};
   groups.push_back({Kind::embed, 0, {embed}, false, V, D});
-  if (c.learned_positions) groups.push_back({Kind::positions, 0, {{place + names.positions + ".weight", {c.seqlen, D}, {"", "vocab_in"}}}, false, c.seqlen, D});
+  if (const std::int64_t P = c.learned_positions) groups.push_back({Kind::positions, 0, {{place + names.positions + ".weight", {P, D}, {"", "vocab_in"}}}, false, P, D});
   for (; layer < c.num_layers; ++layer) {
     place = fmt::format("{}{}{}.", names.prefix, names.block, layer);
     norm(Kind::attn_norm, Kind::attn_norm_bias, names.attn_norm);

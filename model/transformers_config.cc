@@ -25,18 +25,13 @@ const json* layer_list(ConfigKeys& keys, const char* key, std::int64_t layers) {
   return list;
 }
 
-/// A key whose only value that kvmesh has is `only` (or absent).
-void must_be(ConfigKeys& keys, const char* key, const json& only) {
-  const json* value = keys.find(key);
-  check(!value || *value == only, "{}: \"{}\" is {}; kvmesh has only {}", keys.file(), key, value ? value->dump() : "", only.dump());
-}
-
 Activation activation_of(ConfigKeys& keys, const char* key, const char* fallback, std::initializer_list<std::pair<std::string_view, Activation>> known) {
   const std::string name = keys.text(key, fallback);
   for (const auto& [text, activation] : known) {
     if (name == text) return activation;
   }
-  fail(Fault::usage, "{}: \"{}\" is {}, which kvmesh does not have for this model_type", keys.file(), key, shown(name));
+  keys.refuse(fmt::format("\"{}\" is {}, which kvmesh does not have for this model_type", key, shown(name)));
+  return known.begin()->second;
 }
 
 /// "rope_parameters", or in older files "rope_theta" and "rope_scaling".
@@ -52,14 +47,15 @@ void read_rope(ConfigKeys& keys, ModelConfig& c, double theta) {
   ConfigKeys rope(*scaling, fmt::format("{}: \"{}\"", keys.file(), name));
   c.rope_theta = rope.real("rope_theta", c.rope_theta, false);
   const std::string old_type = rope.text("type", "default"), type = rope.text("rope_type", old_type.c_str());
-  must_be(rope, "partial_rotary_factor", 1.0);
+  rope.must_be("partial_rotary_factor", 1.0);
   RopeScaling& s = c.rope_scaling;
   if (type == "linear" || type == "llama3") {
     s.kind = type == "linear" ? RopeScaling::Kind::linear : RopeScaling::Kind::llama3;
     check(rope.find("factor") != nullptr, "{}: the key \"factor\" is missing", rope.file());
     s.factor = rope.real("factor", 1, false);
   } else {
-    check(type == "default", "{}: \"rope_type\" is {}; kvmesh has default, linear and llama3", rope.file(), shown(type));
+    if (type != "default") keys.refuse(fmt::format("\"{}\": the type is {}, and kvmesh has default, linear and llama3", name, shown(type)));
+    if (type != "default") return;
     rope.find("factor");
   }
   if (type == "llama3") {
@@ -83,10 +79,11 @@ void read_gpt2(ConfigKeys& keys, ModelConfig& c) {
   c.mlp_size = keys.whole("n_inner", 1, 16 * max_width, &inner);
   c.norm_eps = keys.real("layer_norm_epsilon", 1e-5, false);
   c.activation = activation_of(keys, "activation_function", "gelu_new", {{"gelu_new", Activation::gelu_tanh}, {"gelu_pytorch_tanh", Activation::gelu_tanh}, {"gelu", Activation::gelu}});
-  must_be(keys, "scale_attn_weights", true);
-  must_be(keys, "scale_attn_by_inverse_layer_idx", false);
-  must_be(keys, "add_cross_attention", false);
-  c.layer_norm = c.norm_weights = c.learned_positions = true;
+  keys.must_be("scale_attn_weights", true);
+  keys.must_be("scale_attn_by_inverse_layer_idx", false);
+  keys.must_be("add_cross_attention", false);
+  c.layer_norm = c.norm_weights = true;
+  c.learned_positions = c.seqlen;
   c.head_norms = ModelConfig::HeadNorms::none;
   c.qkv_bias = c.out_bias = c.mlp_bias = true;
   c.own_layers.assign(static_cast<std::size_t>(c.num_layers), {-1, false});
@@ -111,7 +108,7 @@ void read_llama(ConfigKeys& keys, ModelConfig& c, double theta) {
   } else if (c.family != "mistral") {
     c.qkv_bias = c.out_bias = keys.flag("attention_bias", false);
   }
-  must_be(keys, "rope_interleaved", false);
+  keys.must_be("rope_interleaved", false);
   if (c.family == "llama" || c.family == "smollm3") c.mlp_bias = keys.flag("mlp_bias", false);
   read_rope(keys, c, theta);
   c.own_layers.resize(static_cast<std::size_t>(c.num_layers));
@@ -124,15 +121,15 @@ void read_windows(ConfigKeys& keys, ModelConfig& c) {
   const std::int64_t keys_seen = window && used ? keys.whole(*window, "\"sliding_window\"", 1, max_seqlen) : 0;
   const std::int64_t all = c.num_layers, first = keys.whole("max_window_layers", 0, 1 << 20, &all);
   const json* types = layer_list(keys, "layer_types", c.num_layers);
-  if (types) check(c.family != "mistral", "{}: \"layer_types\" belongs to no model_type mistral", keys.file());
+  if (types && c.family == "mistral") keys.refuse("\"layer_types\", which transformers' mistral does not follow");
   for (std::int64_t i = 0; i < c.num_layers; ++i) {
     ModelConfig::Layer& layer = c.own_layers[static_cast<std::size_t>(i)];
     bool slides = keys_seen > 0 && (c.family == "mistral" || (c.family == "smollm3" ? !layer.rope : i >= first));
     if (types) {
       const json& type = (*types)[static_cast<std::size_t>(i)];
-      check(type == "full_attention" || type == "sliding_attention", "{}: \"layer_types\": {} is not understood", keys.file(), type.dump());
       slides = type == "sliding_attention";
-      check(!slides || keys_seen > 0, "{}: \"layer_types\" has sliding_attention, but no \"sliding_window\" is in use", keys.file());
+      if (!slides && type != "full_attention") return keys.refuse("\"layer_types\": " + shown(type.dump()));
+      if (slides && keys_seen == 0) return keys.refuse("\"layer_types\" has sliding_attention, but no \"sliding_window\" is in use");
     }
     if (slides) layer.window = keys_seen - 1;
   }
@@ -203,8 +200,8 @@ ModelConfig transformers_config(json object, const std::filesystem::path& file) 
   c.family = keys.text("model_type", "");
   c.vocab_size = keys.whole("vocab_size", 1, max_vocab);
   c.logit_soft_cap = 0;
-  must_be(keys, "is_encoder_decoder", false);
-  if (const json* decoder = keys.find("is_decoder")) check(decoder->is_boolean(), "{}: \"is_decoder\" must be true or false", keys.file());
+  keys.must_be("is_encoder_decoder", false);
+  keys.flag("is_decoder", true);
   bool tied = false;
   if (c.family == "gpt2") {
     read_gpt2(keys, c);
@@ -247,13 +244,13 @@ void describe_family(const ModelConfig& c, nlohmann::ordered_json& j) {
   j["norm"] = c.layer_norm ? "layer_norm" : c.norm_weights ? "rms_norm, with weights" : "rms_norm";
   j["head_norms"] = head_norms[static_cast<int>(c.head_norms)];
   j["biases"] = nlohmann::ordered_json{{"qkv", c.qkv_bias}, {"attention_output", c.out_bias}, {"mlp", c.mlp_bias}};
-  j["positions"] = c.learned_positions ? "learned" : "rope";
-  if (!c.learned_positions) j["rope_scaling"] = scalings[static_cast<int>(c.rope_scaling.kind)];
+  j["positions"] = c.learned_positions > 0 ? "learned" : "rope";
+  if (c.learned_positions == 0) j["rope_scaling"] = scalings[static_cast<int>(c.rope_scaling.kind)];
   j["tied_embeddings"] = c.tied_embeddings;
   std::vector<std::int64_t> sliding, without_rope;
   for (std::size_t i = 0; i < c.own_layers.size(); ++i) {
     if (c.own_layers[i].window >= 0) sliding.push_back(static_cast<std::int64_t>(i));
-    if (!c.own_layers[i].rope && !c.learned_positions) without_rope.push_back(static_cast<std::int64_t>(i));
+    if (!c.own_layers[i].rope && c.learned_positions == 0) without_rope.push_back(static_cast<std::int64_t>(i));
   }
   if (!sliding.empty()) j["sliding_layers"] = sliding, j["sliding_window"] = c.own_layers[static_cast<std::size_t>(sliding[0])].window + 1;
   if (!without_rope.empty()) j["layers_without_rope"] = without_rope;
