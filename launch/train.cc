@@ -162,6 +162,7 @@ int train_command(std::span<const std::string> args, ProcessGroup& group) {
   Job job(o.mesh, group);
   Communicator& ranks = group.world();
   const ModelConfig& config = job.config;
+  check(config.native(), "{}: \"model_type\": training is there for the original's architecture only, not for {}", (o.mesh.checkpoint / "config.json").string(), config.family);
   const ParamLayout layout(config);
 
   DataOptions data = o.rows;

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "comm/process_group.h"
-#include "model/config.h"
+#include "model/param_spec.h"
 #include "model/safetensors.h"
 #include "model/tokenizer.h"
 #include "runtime/device.h"
@@ -17,32 +17,29 @@
 
 namespace kvmesh {
 
-/// A parameter's name, shape and logical axes, as the checkpoint has it.
-struct ParamSpec {
-  std::string name;                       // e.g. "blocks.3.attn.wq"
-  Shape shape;                            // e.g. [D, H, h]
-  std::vector<std::string> logical_axes;  // e.g. "qkv_embed", "q_heads", "head_dim"; see comm/sharding.h
-};
-
-/// All parameters of a model, in the checkpoint's order.
-std::vector<ParamSpec> param_specs(const ModelConfig& config);
-
-/// The weights as the forward pass reads them, on the device.
+/// The weights as the forward pass reads them, on the device. What a model's config does not ask for is undefined.
 struct GptWeights {
+  struct NormWeights {
+    Tensor weight, bias;  // f32 [D]
+  };
   struct Block {
     Weight qkv;  // [D, (H + 2·K)·h]: query, key, value heads side by side
     Weight wo;   // [H·h, D]
-    Weight fc1;  // [D, 4·D]
-    Weight fc2;  // [4·D, D]
+    Weight fc1;  // [D, F], of a gated MLP [D, 2·F]: gate, then up
+    Weight fc2;  // [F, D]
+    NormWeights attn_norm = {}, mlp_norm = {};
+    Tensor q_norm = {}, k_norm = {};  // f32 [h]
   };
-  Tensor embed;  // [V, D]
+  Tensor embed;      // [V, D]
+  Tensor positions;  // [P, D]
   std::vector<Block> blocks;
-  Weight lm_head;  // [D, V]
+  NormWeights norm;  // before the head
+  Weight lm_head;    // [D, V]
 };
 
-/// An Error that names file and tensor unless the folder's tensors are exactly the config's parameters: each there with its
-/// shape and as F32, BF16 or F16, and no other.
-void check_params(const SafetensorsFolder& files, const ModelConfig& config);
+/// Where each parameter of the config is, in the order of param_specs. An Error that names file and tensor unless the folder's tensors are exactly
+/// these: each there with its shape and as F32, BF16 or F16, and no other.
+std::vector<SafetensorsFolder::Entry> find_params(const SafetensorsFolder& files, const ModelConfig& config);
 
 struct LoadOptions {
   int threads = 0;                    ///< of this rank; 0: its share of the cores that it may use

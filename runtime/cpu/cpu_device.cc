@@ -27,6 +27,8 @@ std::byte* at(const Tensor& t, std::int64_t element) {
   return static_cast<std::byte*>(t.raw()) + element * static_cast<std::int64_t>(size_of(t.dtype()));
 }
 
+const float* floats_or_null(const Tensor& t) { return t.defined() ? t.data<float>() : nullptr; }
+
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
@@ -100,11 +102,30 @@ void CpuDevice::do_gather_rows(const Tensor& table, const Tensor& ids, const Ten
   });
 }
 
-void CpuDevice::do_rms_norm(const Tensor& x, float eps, const Tensor& out) {
+void CpuDevice::do_add_positions(const Tensor& table, const Pass& pass, const Tensor& x) {
   const std::int64_t d = x.size(1);
+  for (const Segment& s : pass.segments) {
+    pool_.parallel_for(s.count, 64, [&](std::int64_t begin, std::int64_t end) {
+      void* memory = scratch(2 * kernels_.row_scratch(d));
+      for (std::int64_t i = begin; i < end; ++i) kernels_.add_row(at(x, (s.offset + i) * d), at(table, (s.begin - s.start + i) * d), x.dtype() == DType::bf16, d, memory);
+    });
+  }
+}
+
+void CpuDevice::do_norm(const Tensor& x, const Norm& norm, const Tensor& out) {
+  const std::int64_t d = x.size(1);
+  const NormTask task{.width = d, .weight = floats_or_null(norm.weight), .bias = floats_or_null(norm.bias), .eps = norm.eps, .centred = norm.centred, .bf16 = x.dtype() == DType::bf16};
   pool_.parallel_for(x.size(0), 16, [&](std::int64_t begin, std::int64_t end) {
     void* memory = scratch(kernels_.row_scratch(d));
-    for (std::int64_t t = begin; t < end; ++t) kernels_.rms_norm(at(x, t * d), at(out, t * d), x.dtype() == DType::bf16, d, eps, memory);
+    for (std::int64_t t = begin; t < end; ++t) kernels_.norm(task, at(x, t * d), at(out, t * d), memory);
+  });
+}
+
+void CpuDevice::do_swiglu(const Tensor& x, const Tensor& out) {
+  const std::int64_t f = out.size(1);
+  pool_.parallel_for(x.size(0), 4, [&](std::int64_t begin, std::int64_t end) {
+    void* memory = scratch(2 * kernels_.row_scratch(f));
+    for (std::int64_t t = begin; t < end; ++t) kernels_.swiglu(at(x, t * 2 * f), at(out, t * f), x.dtype() == DType::bf16, f, memory);
   });
 }
 
@@ -116,9 +137,9 @@ void CpuDevice::do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, c
                         .n = w.n,
                         .bf16 = w.dtype == DType::bf16,
                         .out_bf16 = out.dtype() == DType::bf16,
-                        .add = epilogue == Epilogue::add,
-                        .relu_squared = epilogue == Epilogue::relu_squared,
-                        .cap = epilogue == Epilogue::soft_cap ? cap : 0.0f};
+                        .bias = w.bias.defined() ? w.bias.data<float>() : nullptr,
+                        .epilogue = epilogue,
+                        .cap = cap};
   // Blocks of rows, each divided by panels into equal parts, for balance about four a thread.
   const std::int64_t rows = x.size(0), panels = ceil_div(w.n, kernels_.panel);
   const std::int64_t block = kernels_.block_rows(task.bf16, task.k), blocks = ceil_div(rows, block);
@@ -132,7 +153,7 @@ void CpuDevice::do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, c
   });
 }
 
-void CpuDevice::do_norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, float eps, const Tensor& q,
+void CpuDevice::do_norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, const HeadNorm& norm, const Tensor& q,
                                     const LayerCache& cache) {
   const std::int64_t kv_heads = cache.k.size(1), size = cache.k.size(2), h = cache.k.size(3), heads = q.size(1) / h;
   const std::int64_t width = (heads + 2 * kv_heads) * h;
@@ -148,7 +169,10 @@ void CpuDevice::do_norm_rope_append(const Tensor& qkv, const Pass& pass, const T
                           .kv_heads = kv_heads,
                           .head_dim = h,
                           .head_stride = size * h,
-                          .eps = eps,
+                          .norm = !norm.off,
+                          .q_weight = floats_or_null(norm.q),
+                          .k_weight = floats_or_null(norm.k),
+                          .eps = norm.eps,
                           .bf16 = qkv.dtype() == DType::bf16};
     kernels_.append(task, memory);
   };

@@ -63,9 +63,11 @@ class CudaDevice final : public Device {
   void record(Graph& graph, const std::function<void()>& body);
 
   void do_gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out) override;
-  void do_rms_norm(const Tensor& x, float eps, const Tensor& out) override;
+  void do_add_positions(const Tensor& table, const Pass& pass, const Tensor& x) override;
+  void do_norm(const Tensor& x, const Norm& norm, const Tensor& out) override;
+  void do_swiglu(const Tensor& x, const Tensor& out) override;
   void do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap) override;
-  void do_norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, float eps, const Tensor& q, const LayerCache& cache) override;
+  void do_norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, const HeadNorm& norm, const Tensor& q, const LayerCache& cache) override;
   void do_attention(const Tensor& q, const Pass& pass, const LayerCache& cache, std::int64_t window, const Tensor& out) override;
   void do_copy_rows(const LayerCache& cache, std::int32_t source, std::int64_t from, std::int32_t target, std::int64_t to, std::int64_t count) override;
   void do_sample(const Tensor& logits, std::span<const SampleRow> rows, const SampleOut& out) override;

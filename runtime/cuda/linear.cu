@@ -20,6 +20,8 @@ __device__ __forceinline__ float finish(float sum, Epilogue epilogue, float old,
     case Epilogue::none: return sum;
     case Epilogue::add: return old + sum;
     case Epilogue::relu_squared: return sum > 0 ? sum * sum : 0.0f;
+    case Epilogue::gelu: return gelu_f32(sum);
+    case Epilogue::gelu_tanh: return gelu_tanh_f32(sum);
     default: return cap * tanh_f32(sum / cap);
   }
 }
@@ -27,6 +29,7 @@ __device__ __forceinline__ float finish(float sum, Epilogue epilogue, float old,
 __device__ __forceinline__ void write_out(const LinearTask& t, std::int64_t row, std::int64_t column, float sum) {
   if (row >= t.rows || column >= t.n) return;
   const std::int64_t at = row * t.n + column;
+  if (t.bias) sum = sum + t.bias[column];
   if (t.out_bf16) {
     bfloat16* out = static_cast<bfloat16*>(t.out) + at;
     *out = bfloat16(finish(sum, t.epilogue, t.epilogue == Epilogue::add ? to_float(*out) : 0.0f, t.cap));

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 #include <memory>
+#include <numbers>
 
 namespace kvmesh {
 namespace {
@@ -23,45 +24,74 @@ void linear(Device& device, const Tensor& x, const Weight& w, Epilogue epilogue,
   device.copy(there, out);
 }
 
-double expected(double sum, Epilogue epilogue, double old, double cap) {
+double expected(double y, Epilogue epilogue, double old, double cap) {
   switch (epilogue) {
-    case Epilogue::none: return sum;
-    case Epilogue::add: return old + sum;
-    case Epilogue::relu_squared: return sum > 0 ? sum * sum : 0;
-    default: return cap * std::tanh(sum / cap);
+    case Epilogue::none: return y;
+    case Epilogue::add: return old + y;
+    case Epilogue::relu_squared: return y > 0 ? y * y : 0;
+    case Epilogue::gelu: return 0.5 * y * std::erfc(-y / std::sqrt(2.0));
+    case Epilogue::gelu_tanh: return 0.5 * y * (1 + std::tanh(std::sqrt(2 / std::numbers::pi) * (y + 0.044715 * y * y * y)));
+    default: return cap * std::tanh(y / cap);
+  }
+}
+
+constexpr Epilogue epilogues[] = {Epilogue::none, Epilogue::add, Epilogue::relu_squared, Epilogue::gelu, Epilogue::gelu_tanh, Epilogue::soft_cap};
+
+/// x · w in float64, and the sums of the products' magnitudes.
+struct Sums {
+  std::vector<double> sum, size;
+
+  Sums(const Tensor& x, const Tensor& w) : sum(static_cast<std::size_t>(x.size(0) * w.size(1))), size(sum.size()) {
+    const std::vector<double> xs = values(x), ws = values(w);
+    const std::int64_t k = w.size(0), n = w.size(1);
+    for (std::int64_t r = 0; r < x.size(0); ++r) {
+      for (std::int64_t i = 0; i < k; ++i) {
+        for (std::int64_t j = 0; j < n; ++j) {
+          const double term = xs[r * k + i] * ws[i * n + j];
+          sum[r * n + j] += term;
+          size[r * n + j] += std::abs(term);
+        }
+      }
+    }
+  }
+};
+
+/// Device::linear with every epilogue, with and without a bias, is what float64 makes of the sums.
+void expect_products(Device& device, const Tensor& x, const Weight& w, const Sums& sums, DType out_dtype, const std::string& what) {
+  constexpr float cap = 15;
+  const std::int64_t n = w.n;
+  const Tensor bias = random_tensor(DType::f32, {n}, 4), before = random_tensor(out_dtype, {x.size(0), n}, 3);
+  const std::vector<double> olds = values(before);
+  for (const bool biased : {false, true}) {
+    Weight weight = w;
+    if (biased) weight.bias = up(device, bias);
+    for (const Epilogue epilogue : epilogues) {
+      const Tensor out = copy_of(before);
+      linear(device, x, weight, epilogue, out, cap);
+      const std::vector<double> got = values(out);
+      for (std::size_t i = 0; i < got.size(); ++i) {
+        const double y = sums.sum[i] + (biased ? get(bias, static_cast<std::int64_t>(i) % n) : 0), want = expected(y, epilogue, olds[i], cap);
+        // relu² doubles relative errors; sums lose up to some 1e-7 of the sum of magnitudes.
+        const double slope = epilogue == Epilogue::relu_squared ? 2 * std::abs(y) + 1 : 1.2;
+        const double margin = tolerance(out_dtype) * std::abs(want) + 2e-6 * (sums.size[i] + std::abs(olds[i])) * slope + 1e-30;
+        ASSERT_NEAR(got[i], want, margin) << what << ", epilogue " << static_cast<int>(epilogue) << (biased ? " with" : " without") << " a bias, at " << i / n << ", " << i % n;
+      }
+    }
   }
 }
 
 TEST(Linear, AgreesWithFloat64) {
   const auto device = test_device(2);
-  constexpr float cap = 15;
   struct Case {
     std::int64_t rows, k, n;
   };
   for (const Case c : {Case{1, 1, 1}, {1, 7, 5}, {3, 64, 64}, {7, 33, 65}, {13, 96, 200}, {70, 129, 48}, {2, 300, 1000}}) {
     for (const DType dtype : float_types()) {
+      const Tensor x = random_tensor(dtype, {c.rows, c.k}, 1), source = random_tensor(dtype, {c.k, c.n}, 2);
+      const Sums sums(x, source);
+      const Weight w = packed(*device, source, dtype);
       for (const DType out_dtype : {dtype, DType::f32}) {
-        for (const Epilogue epilogue : {Epilogue::none, Epilogue::add, Epilogue::relu_squared, Epilogue::soft_cap}) {
-          const Tensor x = random_tensor(dtype, {c.rows, c.k}, 1), source = random_tensor(dtype, {c.k, c.n}, 2);
-          const Tensor before = random_tensor(out_dtype, {c.rows, c.n}, 3), out = copy_of(before);
-          linear(*device, x, packed(*device, source, dtype), epilogue, out, cap);
-          const std::vector<double> xs = values(x), ws = values(source), olds = values(before), got = values(out);
-          for (std::int64_t r = 0; r < c.rows; ++r) {
-            for (std::int64_t j = 0; j < c.n; ++j) {
-              double sum = 0, size = 0;
-              for (std::int64_t i = 0; i < c.k; ++i) {
-                sum += xs[r * c.k + i] * ws[i * c.n + j];
-                size += std::abs(xs[r * c.k + i] * ws[i * c.n + j]);
-              }
-              const double old = olds[r * c.n + j], want = expected(sum, epilogue, old, cap);
-              // relu² doubles relative errors; sums lose up to some 1e-7 of the sum of magnitudes.
-              const double slope = epilogue == Epilogue::relu_squared ? 2 * std::abs(sum) + 1 : 1;
-              const double margin = tolerance(out_dtype) * std::abs(want) + 2e-6 * (size + std::abs(old)) * slope + 1e-30;
-              ASSERT_NEAR(got[r * c.n + j], want, margin)
-                  << name_of(dtype) << " " << c.rows << "x" << c.k << "x" << c.n << " epilogue " << static_cast<int>(epilogue) << " at " << r << ", " << j;
-            }
-          }
-        }
+        expect_products(*device, x, w, sums, out_dtype, fmt::format("{} {}x{}x{}", name_of(dtype), c.rows, c.k, c.n));
       }
     }
   }
@@ -84,6 +114,25 @@ TEST(Linear, SmallLogitsKeepTheirPrecisionUnderTheCap) {
   for (int i = 0; i < 2000; ++i) {
     const double want = 15 * std::tanh(get(source, i) / 15);
     ASSERT_NEAR(get(out, i), want, 4e-7 * std::abs(want)) << get(source, i);
+  }
+}
+
+// The curves themselves, where the input is exact: relative errors in the body, the tails too.
+TEST(Linear, GeluKeepsItsPrecision) {
+  const auto device = test_device();
+  constexpr int n = 4000;
+  const Tensor x = host_tensor(DType::f32, {1, 1}), source = host_tensor(DType::f32, {1, n}), out = host_tensor(DType::f32, {1, n});
+  set(x, 0, 1);
+  for (int i = 0; i < n; ++i) set(source, i, i < 2000 ? -10 + i * 0.01 : (i % 2 ? -1 : 1) * std::exp(-15 + (i - 2000) * 0.008));
+  const Weight w = packed(*device, source, DType::f32);
+  for (const Epilogue epilogue : {Epilogue::gelu, Epilogue::gelu_tanh}) {
+    linear(*device, x, w, epilogue, out);
+    for (int i = 0; i < n; ++i) {
+      const double y = get(source, i);
+      // 1 + tanh u = 2 / (1 + exp(-2u)), which float64 can say in the tail too.
+      const double want = epilogue == Epilogue::gelu ? expected(y, epilogue, 0, 0) : y / (1 + std::exp(-2 * std::sqrt(2 / std::numbers::pi) * (y + 0.044715 * y * y * y)));
+      ASSERT_NEAR(get(out, i), want, 5e-7 * (1 + y * y / 4 + std::abs(y * y * y) / 8) * std::abs(want) + 1e-36) << y;
+    }
   }
 }
 
@@ -115,8 +164,9 @@ TEST(Linear, ARowsBitsDoNotDependOnItsCompanyOrThreads) {
       Tensor first;
       for (int threads = 1; threads <= (on_cuda() ? 1 : 4); ++threads) {
         const auto device = test_device(threads);
-        const Weight w = packed(*device, source, dtype);
-        const auto product = [&](const Tensor& rows, const Tensor& out) { linear(*device, rows, w, Epilogue::none, out); };
+        Weight w = packed(*device, source, dtype);
+        w.bias = up(*device, random_tensor(DType::f32, {c.n}, 14));
+        const auto product = [&](const Tensor& rows, const Tensor& out) { linear(*device, rows, w, Epilogue::gelu, out); };
         if (threads < 3) {
           EXPECT_TRUE(rows_are_independent(product, x, c.n, dtype)) << name_of(dtype) << ", k " << c.k << ", threads " << threads;
         }

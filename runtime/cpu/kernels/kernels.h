@@ -13,7 +13,9 @@ void linear(const LinearTask& task, std::int64_t row_begin, std::int64_t row_end
 std::size_t attention_scratch(std::int64_t head_dim, std::int64_t rows);
 void attention(const AttentionTask& task, void* scratch);
 std::size_t row_scratch(std::int64_t width);
-void rms_norm(const void* x, void* out, bool bf16, std::int64_t width, float eps, void* scratch);
+void norm(const NormTask& task, const void* x, void* out, void* scratch);
+void add_row(void* x, const void* y, bool bf16, std::int64_t width, void* scratch);
+void swiglu(const void* x, void* out, bool bf16, std::int64_t width, void* scratch);
 void append(const AppendTask& task, void* scratch);
 double multiply_registers(bool bf16, std::int64_t iterations);
 void read_memory(const void* memory, std::int64_t bytes);

@@ -36,33 +36,46 @@ void copy_rows(const LinearTask& t, std::int64_t begin, std::int64_t end, void* 
   }
 }
 
-KVMESH_INLINE Floats finish(const LinearTask& t, Floats x, Floats old) {
-  if (t.relu_squared) {
-    x = max(x, Floats{});
-    x = x * x;
+/// The epilogues that are long: one copy of their code.
+[[gnu::noinline]] Floats curve(const LinearTask& t, Floats x) {
+  switch (t.epilogue) {
+    case Epilogue::gelu: return gelu(x);
+    case Epilogue::gelu_tanh: return gelu_tanh(x);
+    default: return t.cap * tanh(x / t.cap);
   }
-  if (t.cap > 0) x = t.cap * tanh(x / t.cap);
-  return t.add ? old + x : x;
 }
 
-/// Writes the first `columns` of a row's accumulators at element `at` of out.
+KVMESH_INLINE Floats finish(const LinearTask& t, Floats x, Floats old) {
+  switch (t.epilogue) {
+    case Epilogue::none: return x;
+    case Epilogue::add: return old + x;
+    case Epilogue::relu_squared: x = max(x, Floats{}); return x * x;
+    default: return curve(t, x);
+  }
+}
+
+/// Writes the first `columns` of a row's accumulators, from column `column` on.
 template <int vectors>
-KVMESH_INLINE void write(const LinearTask& t, const Floats (&acc)[vectors], std::int64_t at, std::int64_t columns) {
+KVMESH_INLINE void write(const LinearTask& t, Floats (&acc)[vectors], std::int64_t row, std::int64_t column, std::int64_t columns) {
+  const bool add = t.epilogue == Epilogue::add;
+  const std::int64_t at = row * t.n + column;
   if (columns < vectors * lanes) {
-    float row[vectors * lanes] = {};
-    if (t.add) read_floats(t.out, t.out_bf16, at, columns, row);
-    for (int v = 0; v < vectors; ++v) store(row + v * lanes, finish(t, acc[v], load<Floats>(row + v * lanes)));
-    write_floats(row, columns, t.out, t.out_bf16, at);
+    float bias[vectors * lanes] = {}, old[vectors * lanes] = {};
+    if (t.bias) read_floats(t.bias, false, column, columns, bias);
+    if (add) read_floats(t.out, t.out_bf16, at, columns, old);
+    for (int v = 0; v < vectors; ++v) store(old + v * lanes, finish(t, t.bias ? acc[v] + load<Floats>(bias + v * lanes) : acc[v], load<Floats>(old + v * lanes)));
+    write_floats(old, columns, t.out, t.out_bf16, at);
     return;
   }
   for (int v = 0; v < vectors; ++v) {
     const std::int64_t i = at + v * lanes;
+    if (t.bias) acc[v] = acc[v] + load<Floats>(t.bias + column + v * lanes);
     if (t.out_bf16) {
       std::uint16_t* out = static_cast<std::uint16_t*>(t.out) + i;
-      store(out, narrow(finish(t, acc[v], t.add ? widen(load<Halves>(out)) : Floats{})));
+      store(out, narrow(finish(t, acc[v], add ? widen(load<Halves>(out)) : Floats{})));
     } else {
       float* out = static_cast<float*>(t.out) + i;
-      store(out, finish(t, acc[v], t.add ? load<Floats>(out) : Floats{}));
+      store(out, finish(t, acc[v], add ? load<Floats>(out) : Floats{}));
     }
   }
 }
@@ -108,7 +121,7 @@ void run(const LinearTask& t, const typename Kind::Left* x, std::int64_t stride,
           if (s + count < steps) {
             each(acc, [&](Floats& a, std::int64_t at) { store(kept + at, a); });
           } else {
-            for (int m = 0; m < height.value; ++m) write(t, acc[m], (row_begin + first + m) * t.n + p * panel, columns);
+            for (int m = 0; m < height.value; ++m) write(t, acc[m], row_begin + first + m, p * panel, columns);
           }
         });
       }
@@ -162,7 +175,7 @@ void run_tiles(const LinearTask& t, const std::uint32_t* x, std::int64_t stride,
         for (std::int64_t m = 0; m < height; ++m) {
           Floats acc[max_vectors];
           for (int v = 0; v < max_vectors; ++v) acc[v] = load<Floats>(kept + m * panel + v * lanes);
-          write(t, acc, (row_begin + r + m) * t.n + p * panel, columns);
+          write(t, acc, row_begin + r + m, p * panel, columns);
         }
       }
     }
