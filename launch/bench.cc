@@ -69,7 +69,7 @@ struct Work {
 Work work_of(const ModelConfig& c, DType dtype, const BenchOptions& o, int ranks) {
   const auto d = static_cast<double>(c.d_emb), h = static_cast<double>(c.head_dim()), q = static_cast<double>(c.q_heads), kv = static_cast<double>(c.kv_heads),
              v = static_cast<double>(c.vocab_size), layers = static_cast<double>(c.num_layers), batch = static_cast<double>(o.mesh.batch_size);
-  const double matrices = layers * (d * (q + 2 * kv) * h + q * h * d + 8 * d * d);  // elements
+  const double matrices = layers * (d * (q + 2 * kv) * h + q * h * d + static_cast<double>(c.mlp_columns() + c.mlp_width()) * d);  // elements
   Work work{batch * 2 * (matrices * static_cast<double>(o.prompt_len) + d * v), 0};
   double keys_of_step = 0;
   for (const ModelConfig::Layer& layer : c.layers()) {

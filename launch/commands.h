@@ -22,6 +22,7 @@ int train_command(std::span<const std::string> args, ProcessGroup& group);
 int tokenize_command(std::span<const std::string> args);
 int progress_command(std::span<const std::string> args);
 int inspect_command(std::span<const std::string> args);
+int convert_command(std::span<const std::string> words);  ///< the first word is the command: import or export
 int version_command();
 
 }  // namespace kvmesh

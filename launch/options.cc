@@ -70,9 +70,10 @@ T choose(const std::string& option, const std::string& word, std::initializer_li
 void add_mesh_options(po::options_description& options, MeshOptions& mesh, std::string& checkpoint) {
   options.add_options()("help,h", "this text")                                                                     //
       ("config", po::value<std::string>()->value_name("FILE"), "INI file with the same names; the command line wins")  //
-      ("checkpoint", value(checkpoint, "DIR"), "folder with config.json, model.safetensors, tokenizer.tiktoken")  //
+      ("checkpoint", value(checkpoint, "DIR"), "folder with config.json, model.safetensors, a tokenizer")  //
       ("device", value(mesh.device, "KIND"), "cpu, cuda, or auto: cuda where a GPU answers, else cpu")             //
       ("dtype", value(mesh.dtype, "TYPE"), "float32, bfloat16, or auto: config.json's")                            //
+      ("context", value(mesh.context, "N"), "tokens that a row may have, and the cache holds of it; 0: all that the model can")  //
       ("mesh", value(mesh.mesh, "x=N"), "the mesh's axes; their product is the number of ranks")                   //
       ("threads", value(mesh.threads, "N"), "CPU threads a rank; 0: the cores it may use, shared with the host's other ranks")  //
       ("share-gpus", po::bool_switch(&mesh.share_gpus), "ranks may share a GPU where they outnumber a host's: slow, for trying")  //
@@ -92,6 +93,7 @@ void add_rows_options(po::options_description& options, std::string& prompts, st
 
 void check_mesh_options(const MeshOptions& mesh, const char* batch_option = "batch-size") {
   check(mesh.batch_size >= 1 && mesh.batch_size <= 1 << 20, "--{} {}: must be 1 to {}", batch_option, mesh.batch_size, 1 << 20);
+  check(mesh.context == 0 || mesh.context >= 2, "--context {}: must be 2 or more, or 0 for all that the model can", mesh.context);
   check(mesh.comm_timeout > 0, "--comm-timeout {}: must be positive", mesh.comm_timeout);
   check(mesh.threads >= 0 && mesh.threads <= 1024, "--threads {}: must be 0 to 1024", mesh.threads);
   choose<int>("device", mesh.device, {{"cpu", 0}, {"cuda", 0}, {"auto", 0}});
@@ -323,7 +325,7 @@ std::optional<TokenizeOptions> parse_tokenize_options(std::span<const std::strin
   std::string tokenizer;
   po::options_description options("Options");
   options.add_options()("help,h", "this text")                                             //
-      ("tokenizer", value(tokenizer, "FILE"), "token ranks in tiktoken's format")          //
+      ("tokenizer", value(tokenizer, "FILE"), "tokenizer.json, or token ranks in tiktoken's format")  //
       ("decode", po::bool_switch(&o.decode), "the reverse: JSON lists of ids in, text out")                            //
       ("shards", value(o.shards, "PREFIX"), "write training data instead: each line is a document, in PREFIX-000000.bin and so on")  //
       ("shard-tokens", value(o.shard_tokens, "N"), "tokens a shard holds at most; a document is never split");
@@ -437,13 +439,17 @@ std::optional<TrainCommandOptions> parse_train_options(std::span<const std::stri
   return o;
 }
 
-std::optional<std::filesystem::path> parse_inspect_options(std::span<const std::string> args) {
+std::optional<InspectOptions> parse_inspect_options(std::span<const std::string> args) {
+  InspectOptions o;
   std::string checkpoint;
   po::options_description options("Options");
-  options.add_options()("help,h", "this text")("checkpoint", value(checkpoint, "DIR"), "the checkpoint folder");
-  if (!parse(args, options, "kvmesh inspect --checkpoint DIR", true)) return std::nullopt;
+  options.add_options()("help,h", "this text")("checkpoint", value(checkpoint, "DIR"), "the checkpoint folder")  //
+      ("batch-size", value(o.batch_size, "B"), "rows in flight, for the memory that they need");
+  if (!parse(args, options, "kvmesh inspect --checkpoint DIR [options]", true)) return std::nullopt;
   check(!checkpoint.empty(), "--checkpoint DIR is required");
-  return checkpoint;
+  check(o.batch_size >= 1, "--batch-size {}: at least 1", o.batch_size);
+  o.checkpoint = checkpoint;
+  return o;
 }
 
 }  // namespace kvmesh

@@ -19,6 +19,7 @@ constexpr std::int64_t auto_batch = -1;
 struct MeshOptions {
   std::filesystem::path checkpoint, prompts, output;  ///< output: empty or "-" is standard output
   std::string device = "auto", dtype = "auto", mesh;
+  std::int64_t context = 0;      ///< tokens that a row may have and the cache holds of it; 0: the model's seqlen
   std::int64_t batch_size = 32;  ///< auto_batch: as many rows as fit; settle_batch (job/checkup.h) finds out how many
   int threads = 0;
   double comm_timeout = 60;
@@ -113,7 +114,10 @@ struct TrainCommandOptions {
 };
 std::optional<TrainCommandOptions> parse_train_options(std::span<const std::string> args, bool speak);
 
-/// The checkpoint folder.
-std::optional<std::filesystem::path> parse_inspect_options(std::span<const std::string> args);
+struct InspectOptions {
+  std::filesystem::path checkpoint;
+  std::int64_t batch_size = 32;
+};
+std::optional<InspectOptions> parse_inspect_options(std::span<const std::string> args);
 
 }  // namespace kvmesh

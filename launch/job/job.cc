@@ -19,6 +19,10 @@ Job::Job(const MeshOptions& options, const std::optional<ModelConfig>& shape, Pr
   device = make_device(options.device, {.threads = threads, .gpu = gpu_.index});
   pack_cache_ = options.pack_cache;
   config = shape ? *shape : read_config(options.checkpoint / "config.json");
+  if (options.context > 0) {
+    check(options.context <= config.seqlen, "--context {}: the model can do {} tokens", options.context, config.seqlen);
+    config.seqlen = options.context;
+  }
   dtype = options.dtype == "auto" ? config.dtype : options.dtype == "float32" ? DType::f32 : DType::bf16;
   if (!shape) tokenizer = load_tokenizer(options.checkpoint, config);
 }
