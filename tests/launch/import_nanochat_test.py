@@ -115,7 +115,11 @@ class Nanochat(ImportTest):
         self.spoil_zip(lambda e: e.update({key.replace("data/1", "byteorder"): b"big"}), "endian")
         self.spoil_zip(lambda e: e.update({pkl: e[pkl].replace(b"FloatStorage", b"IntStorage")}), "IntStorage")
         self.spoil_zip(lambda e: e.update({pkl: e[pkl].replace(b"X\x01\x00\x00\x001q", b"X\x01\x00\x00\x00/q")}), "storage")
-        self.spoil_zip(lambda e: e.update({pkl: b"\x80\x02}r\xff\xff\xff\x7f."}), "numbers its parts")  # LONG_BINPUT 2^31: room for that many
+        self.spoil_zip(lambda e: e.update({pkl: b"\x80\x02]r\xff\xff\xff\x7f."}), "state dict")  # 2^31: no room is made for that many parts
+        deep = b"\x80\x02}" + b")" + b"\x85" * 1000000  # a tuple in a tuple in …
+        self.spoil_zip(lambda e: e.update({pkl: deep + b"K\x01s."}), "keys")
+        self.spoil_zip(lambda e: e.update({pkl: b"\x80\x02ccollections\nOrderedDict\n" + deep[3:] + b"R."}), "OrderedDict")
+        self.spoil_zip(lambda e: e.update({pkl: deep[:3] + b"X\x01\0\0\0a" + deep[3:] + b"s."}), "a is no tensor")
         self.spoil_zip(lambda e: e.update({pkl: b"\x80\x04]" + b"]" * 100000 + b"a" * 100000 + b"."}), "state dict")
         copy = self.copy("nanochat/base_checkpoints/first")
         os.truncate(copy / "model_000200.pt", 1000)
