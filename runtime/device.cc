@@ -66,6 +66,18 @@ std::int64_t expect_heads(const char* op, const Tensor& q, const Heads& h) {
 
 TrainOps& Device::train_ops() { fail(Fault::usage, "training is not there for {} yet", describe()); }
 
+std::size_t Device::weight_bytes(DType dtype, std::int64_t k, std::int64_t n, Quantize quantize) const {
+  check(dtype == DType::f32 || dtype == DType::bf16, "a weight is float32 or bfloat16, not {}", name_of(dtype));
+  check(k > 0 && n > 0, "a weight [{}, {}] is empty", k, n);
+  return do_weight_bytes(dtype, k, n, quantize);
+}
+
+void Device::pack_weight(const Tensor& source, DType dtype, void* target, Quantize quantize) const {
+  expect_floats("pack_weight", "the weight", source, 2);
+  weight_bytes(dtype, source.size(0), source.size(1), quantize);
+  do_pack_weight(source, dtype, quantize, target);
+}
+
 void Device::gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out) {
   expect_floats("gather_rows", "the table", table, 2);
   if (ids.shape().rank() != 1) fail(Fault::usage, "gather_rows: ids is {}, expected int32 with 1 dimension", show(ids));
@@ -102,7 +114,7 @@ void Device::swiglu(const Tensor& x, const Tensor& out) {
 void Device::linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap) {
   expect_floats("linear", "x", x, 2);
   expect("linear", "x", x, w.dtype, {x.size(0), w.k});
-  expect("linear", "the packed weight", w.data, DType::u8, {static_cast<std::int64_t>(weight_bytes(w.dtype, w.k, w.n))});
+  expect("linear", "the packed weight", w.data, DType::u8, {static_cast<std::int64_t>(weight_bytes(w.dtype, w.k, w.n, w.quantize))});
   if (w.bias.defined()) expect("linear", "the bias", w.bias, DType::f32, {w.n});
   expect("linear", "out", out, out.dtype() == DType::f32 ? DType::f32 : x.dtype(), {x.size(0), w.n});
   check(epilogue != Epilogue::soft_cap || cap > 0, "linear: the soft cap is {}, expected more than 0", cap);

@@ -21,8 +21,9 @@ namespace kvmesh {
 struct Weight {
   std::int64_t k = 0, n = 0;
   DType dtype = DType::f32;
-  Tensor data{};  // u8 [Device::weight_bytes(dtype, k, n)]
+  Tensor data{};  // u8 [Device::weight_bytes(dtype, k, n, quantize)]
   Tensor bias{};  // f32 [n]; undefined: none
+  Quantize quantize = Quantize::none;
 };
 
 /// How a row is normed: x / sqrt(mean(x²) + eps) (RMSNorm) or, `centred`, (x - mean) / sqrt(variance + eps) (LayerNorm), then · weight + bias where
@@ -115,10 +116,11 @@ class Device {
   /// work, repeat the record instead of asking `body`.
   virtual void run([[maybe_unused]] const Pass& pass, [[maybe_unused]] const Work& work, const std::function<void()>& body) { body(); }
 
-  /// Bytes of a packed [k, n] weight; the packed layout starts at 64-byte aligned addresses.
-  virtual std::size_t weight_bytes(DType dtype, std::int64_t k, std::int64_t n) const = 0;
-  /// Packs host rows `source` [k, n] (f32 or bf16, row-major) into `target`, host memory of weight_bytes(dtype, k, n) bytes.
-  virtual void pack_weight(const Tensor& source, DType dtype, void* target) const = 0;
+  /// Bytes of a packed [k, n] weight for rows of `dtype`; the packed layout starts at 64-byte aligned addresses.
+  std::size_t weight_bytes(DType dtype, std::int64_t k, std::int64_t n, Quantize quantize = Quantize::none) const;
+  /// Packs host rows `source` [k, n] (f32 or bf16, row-major) into `target`, host memory of weight_bytes(dtype, k, n, quantize) bytes. int8: column j becomes
+  /// scale[j] = max |source[:, j]| / 127 and integers source / scale, rounded to nearest, ties to even, in float32; a column of zeros stays zeros.
+  void pack_weight(const Tensor& source, DType dtype, void* target, Quantize quantize = Quantize::none) const;
 
   /// out [T, D] = table[ids[t]]; ids i32 [T], each within table [V, D] (else an Error on the CPU and not-a-numbers in out elsewhere); dtypes of table and
   /// out are equal.
@@ -128,7 +130,7 @@ class Device {
   /// out [T, D] = x as `norm` says, computed in float32 and rounded once.
   void norm(const Tensor& x, const Norm& norm, const Tensor& out);
   /// out [T, N] = epilogue(x [T, K] · w [K, N] + bias); sums in float32 in an order fixed by K alone. x has w's dtype; out has it
-  /// too, or is f32. `cap` > 0 is soft_cap's.
+  /// too, or is f32. `cap` > 0 is soft_cap's. Of integers: the sums with the integers, then · scale.
   void linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap = 0);
   /// out [T, F] = silu(x[:, :F]) · x[:, F:] of x [T, 2·F], silu(x) = x / (1 + e^-x); in float32, rounded once. Source: Shazeer, "GLU Variants" (2020).
   void swiglu(const Tensor& x, const Tensor& out);
@@ -144,6 +146,8 @@ class Device {
   void sample(const Tensor& logits, std::span<const SampleRow> rows, const SampleOut& out);
 
  private:
+  virtual std::size_t do_weight_bytes(DType dtype, std::int64_t k, std::int64_t n, Quantize quantize) const = 0;
+  virtual void do_pack_weight(const Tensor& source, DType dtype, Quantize quantize, void* target) const = 0;
   virtual void do_gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out) = 0;
   virtual void do_add_positions(const Tensor& table, const Pass& pass, const Tensor& x) = 0;
   virtual void do_norm(const Tensor& x, const Norm& norm, const Tensor& out) = 0;

@@ -154,17 +154,12 @@ Pass CudaDevice::prepare(std::span<const std::int32_t> ids, std::span<const Segm
           part(runs_at, DType::u8, static_cast<std::int64_t>(segments.size_bytes())), part(run_of_at, DType::i32, tokens)};
 }
 
-std::size_t CudaDevice::weight_bytes(DType dtype, std::int64_t k, std::int64_t n) const {
-  kvmesh::check(dtype == DType::f32 || dtype == DType::bf16, "a weight is float32 or bfloat16, not {}", name_of(dtype));
-  kvmesh::check(k > 0 && n > 0, "a weight [{}, {}] is empty", k, n);
-  return cuda::weight_bytes(dtype == DType::bf16, k, n);
+std::size_t CudaDevice::do_weight_bytes(DType dtype, std::int64_t k, std::int64_t n, Quantize quantize) const {
+  return cuda::weight_bytes({dtype == DType::bf16, quantize == Quantize::int8, k, n});
 }
 
-void CudaDevice::pack_weight(const Tensor& source, DType dtype, void* target) const {
-  kvmesh::check(source.shape().rank() == 2 && (source.dtype() == DType::f32 || source.dtype() == DType::bf16),
-                "a weight to pack is a float32 or bfloat16 matrix, not {}{}", name_of(source.dtype()), to_string(source.shape()));
-  weight_bytes(dtype, source.size(0), source.size(1));
-  cuda::pack_weight(source.raw(), is_bf16(source), dtype == DType::bf16, source.size(0), source.size(1), target);
+void CudaDevice::do_pack_weight(const Tensor& source, DType dtype, Quantize quantize, void* target) const {
+  cuda::pack_weight(source.raw(), is_bf16(source), {dtype == DType::bf16, quantize == Quantize::int8, source.size(0), source.size(1)}, target);
 }
 
 void CudaDevice::do_gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out) {
@@ -183,7 +178,7 @@ void CudaDevice::do_norm(const Tensor& x, const Norm& norm, const Tensor& out) {
 void CudaDevice::do_swiglu(const Tensor& x, const Tensor& out) { must(cuda::swiglu(queue_, x.raw(), out.raw(), is_bf16(x), out.size(0), out.size(1))); }
 
 void CudaDevice::do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap) {
-  must(cuda::linear(queue_, {x.raw(), w.data.raw(), out.raw(), x.size(0), w.k, w.n, w.dtype == DType::bf16, is_bf16(out),
+  must(cuda::linear(queue_, {x.raw(), w.data.raw(), out.raw(), x.size(0), w.k, w.n, w.dtype == DType::bf16, w.quantize == Quantize::int8, is_bf16(out),
                              w.bias.defined() ? w.bias.data<float>() : nullptr, epilogue, cap}));
 }
 

@@ -39,8 +39,6 @@ class CudaDevice final : public Device {
   Tensor resident(const Tensor& host) override;
   Pass prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted) override;
   void run(const Pass& pass, const Work& work, const std::function<void()>& body) override;
-  std::size_t weight_bytes(DType dtype, std::int64_t k, std::int64_t n) const override;
-  void pack_weight(const Tensor& source, DType dtype, void* target) const override;
 
  private:
   /// What the host writes for kernels to read: filled in pinned memory, uploaded in one piece, and not filled again before that is done.
@@ -60,6 +58,8 @@ class CudaDevice final : public Device {
   using GraphKey = std::tuple<Work, std::int64_t, std::int64_t>;
   static constexpr std::size_t most_graphs = 256;  ///< then all are forgotten
 
+  std::size_t do_weight_bytes(DType dtype, std::int64_t k, std::int64_t n, Quantize quantize) const override;
+  void do_pack_weight(const Tensor& source, DType dtype, Quantize quantize, void* target) const override;
   void record(Graph& graph, const std::function<void()>& body);
 
   void do_gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out) override;

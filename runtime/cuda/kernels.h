@@ -18,13 +18,20 @@ struct Queue {
   bool early_start = false;  ///< kernels may start while the one before them ends (compute capability 9.0)
 };
 
+/// What a packed weight [k, n] holds: elements of the rows' dtype, or integers and a scale a column.
+struct WeightForm {
+  bool bf16, int8;
+  std::int64_t k, n;
+};
+
 /// out [rows, n] = x [rows, k] · w, with what follows in float32 before the one rounding.
 struct LinearTask {
   const void* x;
   const void* w;  // as pack_weight laid it out
   void* out;
   std::int64_t rows, k, n;
-  bool bf16;      // of x and w
+  bool bf16;      // of x, and of w's elements unless they are integers
+  bool int8;
   bool out_bf16;
   const float* bias;  // [n]; null: none
   Epilogue epilogue;
@@ -111,9 +118,9 @@ cudaError_t swiglu(const Queue& queue, const void* x, void* out, bool bf16, std:
 cudaError_t append(const Queue& queue, const AppendTask& task);
 cudaError_t copy_rows(const Queue& queue, const CopyTask& task);
 
-std::size_t weight_bytes(bool bf16, std::int64_t k, std::int64_t n);
+std::size_t weight_bytes(const WeightForm& form);
 /// On the host: element [i, j] of source [k, n] to its place in `target`.
-void pack_weight(const void* source, bool source_bf16, bool bf16, std::int64_t k, std::int64_t n, void* target);
+void pack_weight(const void* source, bool source_bf16, const WeightForm& form, void* target);
 cudaError_t linear(const Queue& queue, const LinearTask& task);
 
 constexpr std::int64_t largest_head = 256;  ///< head_dim of attention at most

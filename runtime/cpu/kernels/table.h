@@ -9,17 +9,26 @@
 
 namespace kvmesh::cpu {
 
+/// What a packed weight holds: elements of the rows' dtype, or integers and a scale a column.
+struct WeightForm {
+  bool bf16;  // the rows
+  bool int8 = false;
+};
+
 /// out [rows, n] = x [rows, k] · w, with what follows in float32 before the one rounding.
 struct LinearTask {
   const void* x;
   const void* w;  // packed [k, n], 64-byte aligned
   void* out;
   std::int64_t k, n;
-  bool bf16;      // of x and w
+  bool bf16;            // of x, and of w's elements unless they are integers
   bool out_bf16;
+  bool int8 = false;    // of w
   const float* bias = nullptr;  // [n]; null: none
   Epilogue epilogue = Epilogue::none;
   float cap = 0;                // soft_cap's
+
+  WeightForm form() const { return {bf16, int8}; }
 };
 
 /// The queries of `tokens` consecutive tokens that share one key head, against the row's keys.
@@ -62,12 +71,12 @@ struct NormTask {
 
 struct Kernels {
   std::int64_t panel;      // columns of a weight's panel
-  std::int64_t (*panel_bytes)(bool bf16, std::int64_t k);
+  std::int64_t (*panel_bytes)(WeightForm form, std::int64_t k);
   /// Panels [begin, end) of source [k, n] into target, the start of the whole packed weight.
-  void (*pack)(const void* source, bool source_bf16, bool bf16, std::int64_t k, std::int64_t n, std::int64_t begin, std::int64_t end, void* target);
+  void (*pack)(const void* source, bool source_bf16, WeightForm form, std::int64_t k, std::int64_t n, std::int64_t begin, std::int64_t end, void* target);
   /// Rows of one call of `linear` that the caches hold while panels pass by.
   std::int64_t (*block_rows)(bool bf16, std::int64_t k);
-  std::size_t (*linear_scratch)(bool bf16, std::int64_t k, std::int64_t rows);
+  std::size_t (*linear_scratch)(WeightForm form, std::int64_t k, std::int64_t rows);
   /// Rows [row_begin, row_end) of panels [panel_begin, panel_end).
   void (*linear)(const LinearTask& task, std::int64_t row_begin, std::int64_t row_end, std::int64_t panel_begin, std::int64_t panel_end, void* scratch);
   std::size_t (*attention_scratch)(std::int64_t head_dim, std::int64_t rows);
