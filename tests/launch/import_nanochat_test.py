@@ -51,6 +51,12 @@ class Nanochat(ImportTest):
                 for token, value in row["top_logprobs"][0]:
                     self.assertAlmostEqual(value, wanted["last"][token] - total, delta=1e-4)
 
+    def test_tokenizer(self):
+        expected = EXPECTED["tokenizer"]
+        lines = [(t, i) for t, i in zip(expected["texts"], expected["ids"]) if "\n" not in t and "<|" not in t]
+        done = self.run_command("tokenize", "--tokenizer", self.imported("first") / "tokenizer.json", input="".join(t + "\n" for t, _ in lines).encode())
+        self.assertEqual([json.loads(line) for line in done.stdout.splitlines()], [i for _, i in lines], done.stderr)
+
     def test_steps_and_dtype(self):
         first = read_safetensors(self.imported("first", "--step", 100) / "model.safetensors")
         last = read_safetensors(self.imported("first", "--step", "200", "--dtype", "keep") / "model.safetensors")
