@@ -33,6 +33,8 @@ constexpr const char* usage =
     "  progress   how far a job is, and what it has finished\n"
     "  tokenize   text to token ids and back\n"
     "  inspect    what is in a checkpoint folder\n"
+    "  import     an Orbax or nanochat checkpoint to a checkpoint folder\n"
+    "  export     a checkpoint folder to an Orbax or Hugging Face one\n"
     "  bench      how fast prefill and decode are, beside what the machine can do\n"
     "  scale      runs on 1 to all ranks, and a report on how that scales\n"
     "  --version  what was compiled in\n";
@@ -129,6 +131,7 @@ int main(int argc, char** argv) {
   if (command == "tokenize") return run_alone([&] { return tokenize_command(args); });
   if (command == "progress") return run_alone([&] { return progress_command(args); });
   if (command == "inspect") return run_alone([&] { return inspect_command(args); });
+  if (command == "import" || command == "export") return run_alone([&] { return convert_command(words); });
   if (command == "--version") return run_alone(version_command);
   if (command == "--help" || command == "-h" || command == "help") return run_alone([] { return std::fputs(usage, stdout) < 0; });
   return run_on_mesh(unknown_command, words, argc, argv);

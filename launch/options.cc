@@ -329,7 +329,7 @@ std::optional<TokenizeOptions> parse_tokenize_options(std::span<const std::strin
   std::string tokenizer;
   po::options_description options("Options");
   options.add_options()("help,h", "this text")                                             //
-      ("tokenizer", value(tokenizer, "FILE"), "token ranks in tiktoken's format")          //
+      ("tokenizer", value(tokenizer, "FILE"), "tokenizer.json, or token ranks in tiktoken's format")  //
       ("decode", po::bool_switch(&o.decode), "the reverse: JSON lists of ids in, text out")                            //
       ("shards", value(o.shards, "PREFIX"), "write training data instead: each line is a document, in PREFIX-000000.bin and so on")  //
       ("shard-tokens", value(o.shard_tokens, "N"), "tokens a shard holds at most; a document is never split");

@@ -16,12 +16,6 @@
 #include <unordered_set>
 
 namespace kvmesh {
-namespace {
-
-constexpr const char* tokenizer_name = "tokenizer.tiktoken";
-
-}  // namespace
-
 std::vector<SafetensorsFolder::Entry> find_params(const SafetensorsFolder& files, const ModelConfig& config) {
   std::vector<SafetensorsFolder::Entry> entries;
   std::unordered_set<std::string_view> taken;
@@ -43,9 +37,16 @@ std::vector<SafetensorsFolder::Entry> find_params(const SafetensorsFolder& files
   return entries;
 }
 
+std::filesystem::path tokenizer_file(const std::filesystem::path& folder) {
+  for (const char* name : {"tokenizer.tiktoken", "tokenizer.json"}) {
+    if (std::filesystem::exists(folder / name)) return folder / name;
+  }
+  return {};
+}
+
 std::optional<Tokenizer> load_tokenizer(const std::filesystem::path& folder, const ModelConfig& config) {
-  const std::filesystem::path file = folder / tokenizer_name;
-  if (!std::filesystem::exists(file)) return std::nullopt;
+  const std::filesystem::path file = tokenizer_file(folder);
+  if (file.empty()) return std::nullopt;
   Tokenizer tokenizer(file, config.has_special_tokens ? &config.special_tokens : nullptr);
   check(tokenizer.ranks() <= config.vocab_size, "{}: has ids up to {}, but config.json's vocab_size is {}", file.string(), tokenizer.ranks() - 1, config.vocab_size);
   return tokenizer;
@@ -90,8 +91,8 @@ class Hash {
 std::vector<std::filesystem::path> checkpoint_files(const std::filesystem::path& folder) {
   std::vector<std::filesystem::path> files = weight_files(folder);
   files.insert(files.begin(), folder / "config.json");
-  for (const char* name : {tokenizer_name, "generation_config.json"}) {
-    if (std::filesystem::exists(folder / name)) files.push_back(folder / name);
+  for (const std::filesystem::path& file : {tokenizer_file(folder), folder / "generation_config.json"}) {
+    if (!file.empty() && std::filesystem::exists(file)) files.push_back(file);
   }
   return files;
 }
@@ -146,7 +147,7 @@ void save_checkpoint(const std::filesystem::path& folder, const ModelConfig& con
   try {
     fs::remove_all(partial);
     fs::create_directories(partial);
-    if (!tokenizer.empty()) write_file(partial / tokenizer_name, read_file(tokenizer, std::size_t{1} << 30));
+    if (!tokenizer.empty()) write_file(partial / (tokenizer.extension() == ".json" ? "tokenizer.json" : "tokenizer.tiktoken"), read_file(tokenizer, std::size_t{1} << 30));
     write_safetensors_folder(partial, tensors, max_shard_bytes);
     write_file(partial / "config.json", to_json(config));
     find_params(SafetensorsFolder(partial), config);

@@ -62,11 +62,14 @@ std::size_t weights_bytes(const ModelConfig& config, DType dtype, const Device& 
 GptWeights random_weights(const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group, std::uint32_t seed, int threads = 0,
                           Quantize quantize = Quantize::none);
 
-/// The folder's tokenizer with the config's special tokens, or none if there is no tokenizer.tiktoken. An Error if it has ids
+/// The folder's tokenizer.tiktoken, else its tokenizer.json; an empty path if it has neither.
+std::filesystem::path tokenizer_file(const std::filesystem::path& folder);
+
+/// The folder's tokenizer with the config's special tokens, or none if there is no file of one. An Error if it has ids
 /// beyond the model's vocabulary; only special tokens may lie there: a prompt that holds one cannot be served.
 std::optional<Tokenizer> load_tokenizer(const std::filesystem::path& folder, const ModelConfig& config);
 
-/// 32 hex digits that change with any byte of config.json, the weight files or tokenizer.tiktoken, and with a weight file's
+/// 32 hex digits that change with any byte of config.json, the weight files or the tokenizer's, and with a weight file's
 /// name (XXH3, 128 bits: against mix-ups, not against forgery). Reads everything once, with `threads` threads.
 std::string checkpoint_hash(const std::filesystem::path& folder, int threads);
 
@@ -78,7 +81,7 @@ std::vector<std::filesystem::path> checkpoint_files(const std::filesystem::path&
 std::string file_hash(const std::filesystem::path& file, std::int64_t most = std::numeric_limits<std::int64_t>::max());
 
 /// Writes a checkpoint: config.json and the weights, which must be the config's parameters, in shards of at most
-/// `max_shard_bytes`; `tokenizer`, if not empty, is copied to tokenizer.tiktoken. The folder must not exist; it appears complete,
+/// `max_shard_bytes`; `tokenizer`, if not empty, is copied to tokenizer.tiktoken or .json. The folder must not exist; it appears complete,
 /// or an Error (Fault::io when writing failed) leaves only a folder of the same name with ".partial" behind, which the next save
 /// replaces. `more` may write further files into the folder that becomes it. For one rank.
 void save_checkpoint(const std::filesystem::path& folder, const ModelConfig& config, std::span<const NamedTensor> tensors,

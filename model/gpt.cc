@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numbers>
 
 namespace kvmesh {
@@ -81,8 +82,8 @@ Gpt::Workspace::Workspace(const Gpt& gpt, std::int64_t tokens_) : tokens(tokens_
 
 void Gpt::forward(std::span<const std::int32_t> tokens, std::span<const Segment> segments, std::span<const std::int32_t> wanted, const KvCache& cache,
                   Workspace& workspace, const Tensor& logits) const {
-  std::vector<Segment> chunk;
-  std::vector<std::int32_t> rows;
+  std::vector<Segment>& chunk = workspace.segments;
+  std::vector<std::int32_t>& rows = workspace.wanted;
   std::size_t s = 0, w = 0;
   for (std::int64_t from = 0; from < std::ssize(tokens); from += workspace.tokens) {
     const std::int64_t to = std::min<std::int64_t>(from + workspace.tokens, std::ssize(tokens));
@@ -105,7 +106,8 @@ void Gpt::forward(std::span<const std::int32_t> tokens, std::span<const Segment>
 void Gpt::forward_chunk(std::span<const std::int32_t> tokens, std::span<const Segment> segments, std::span<const std::int32_t> wanted,
                         const KvCache& cache, Workspace& workspace, const Tensor& logits) const {
   const Pass pass = device_.prepare(tokens, segments, wanted);
-  device_.run(pass, {serial_, cache.serial(), workspace.serial, logits.raw()}, [&] { enqueue(pass, std::ssize(tokens), cache, workspace, logits); });
+  const auto body = [&] { enqueue(pass, std::ssize(tokens), cache, workspace, logits); };
+  device_.run(pass, {serial_, cache.serial(), workspace.serial, logits.raw()}, std::cref(body));  // a reference fits into a function without memory of its own
 }
 
 void Gpt::enqueue(const Pass& pass, std::int64_t t, const KvCache& cache, Workspace& workspace, const Tensor& logits) const {

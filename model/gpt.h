@@ -39,10 +39,12 @@ class Gpt {
     Tensor hidden;       // [tokens, columns of fc1]
     Tensor gated;        // [tokens, F], of a gated MLP
     Tensor last;         // [tokens, D], of the rows whose logits are wanted
+    std::vector<Segment> segments;     // of the chunk that is on its way
+    std::vector<std::int32_t> wanted;  // likewise
   };
 
   /// tokens: host ids [T], packed as `segments` say (in the order of their offsets, without gaps). `wanted`: ascending rows of the
-  /// packed tokens whose logits f32 [wanted.size(), V] are written to `logits`. Each run's earlier positions must be in the cache.
+  /// packed tokens whose logits f32 [wanted.size(), V] are written to `logits`. On the CPU a pass asks for no memory once one of its size has run. Each run's earlier positions must be in the cache.
   void forward(std::span<const std::int32_t> tokens, std::span<const Segment> segments, std::span<const std::int32_t> wanted, const KvCache& cache,
                Workspace& workspace, const Tensor& logits) const;
 

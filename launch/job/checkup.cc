@@ -22,11 +22,11 @@ void add_job(Facts& facts, const GenerateCommandOptions& o, const Job& job, cons
   facts.seqlen = c.seqlen;
   const Range own = split(o.generate.batch_size, group.size(), group.rank());
   facts.places = own.end - own.begin;
-  const std::int64_t heads = c.q_heads * c.head_dim(), activations = Gpt::chunk_tokens * (6 * c.d_emb + 3 * heads + 2 * c.kv_heads * c.head_dim());  // Gpt::Workspace
-  facts.workspace = activations * width + 4 * c.seqlen * c.head_dim();
+  facts.workspace = memory_needs(c, job.dtype, *job.device, false).activations;
   facts.row_bytes = 4 * c.vocab_size;  // its logits
   const Json choices = choices_of(o);
   for (const auto& [name, value] : choices.items()) facts.options[name] = value.dump(-1, ' ', false, Json::error_handler_t::replace);
+  facts.options["context"] = std::to_string(c.seqlen);
   facts.options["dtype"] = name_of(job.dtype);
   facts.options["quantize"] = name_of(job.quantize);
   facts.options["batch-size"] = std::to_string(o.generate.batch_size);

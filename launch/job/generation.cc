@@ -30,7 +30,7 @@ Json identity_of(const GenerateCommandOptions& o, const Job& job) {
 }
 
 LineSource open_lines(const GenerateCommandOptions& o, const Job& job, Communicator& ranks) {
-  check(job.tokenizer || o.row.stop.empty(), "--stop: {} has no tokenizer.tiktoken", o.mesh.checkpoint.string());
+  check(job.tokenizer || o.row.stop.empty(), "--stop: {} has no tokenizer.tiktoken or tokenizer.json", o.mesh.checkpoint.string());
   for (const std::int32_t id : o.row.stop_tokens) check(id >= 0 && id < job.config.vocab_size, "--stop-token {}: outside the vocabulary of {}", id, job.config.vocab_size);
   check(o.generate.logprobs <= job.config.vocab_size, "--logprobs {}: more than the vocabulary of {}", o.generate.logprobs, job.config.vocab_size);
   LineSource lines = o.prompt.empty() ? LineSource(ranks, o.mesh.prompts) : LineSource(ranks, prompt_lines(o.prompt));

@@ -94,7 +94,7 @@ std::vector<std::int32_t> take_ids(Json& object, const char* text_name, const ch
   if (!text.is_null() && !ids.is_null()) reject("both \"{}\" and \"{}\"", text_name, ids_name);
   if (!ids.is_null()) return id_list(ids, ids_name, context);
   if (!text.is_string()) reject("\"{}\" is not a text", text_name);
-  if (!context.tokenizer) reject("\"{}\" is text, but the checkpoint has no tokenizer.tiktoken", text_name);
+  if (!context.tokenizer) reject("\"{}\" is text, but the checkpoint has no tokenizer.tiktoken or tokenizer.json", text_name);
   if (text_out) *text_out = text;
   return context.tokenizer->encode(text.get_ref<const std::string&>());
 }
@@ -184,7 +184,7 @@ InputRow parse_row(std::string_view line, std::int64_t index, const RowContext& 
         row.stop.push_back(s);
       }
     }
-    if (!row.stop.empty() && !context.tokenizer) reject("\"stop\" is text, but the checkpoint has no tokenizer.tiktoken");
+    if (!row.stop.empty() && !context.tokenizer) reject("\"stop\" is text, but the checkpoint has no tokenizer.tiktoken or tokenizer.json");
     row.stop_tokens = d.stop_tokens;
     if (!d.ignore_eos) {
       for (const std::int32_t id : context.stop_ids()) row.stop_tokens.push_back(id);

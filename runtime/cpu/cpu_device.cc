@@ -192,11 +192,8 @@ void CpuDevice::do_attention(const Tensor& q, const Pass& pass, const LayerCache
   const std::int64_t kv_heads = cache.k.size(1), size = cache.k.size(2), h = cache.k.size(3), width = q.size(1), group = width / h / kv_heads;
   constexpr std::int64_t queries = 96;  // that share one reading of the keys
   const std::int64_t tokens = std::max<std::int64_t>(1, queries / group);
-  struct Part {
-    const Segment* segment;
-    std::int64_t head, first;
-  };
-  std::vector<Part> parts;
+  std::vector<AttentionPart>& parts = attention_parts_;
+  parts.clear();
   for (const Segment& s : pass.segments) {  // a prompt's last tokens first: they have the most keys
     for (std::int64_t i = ceil_div(s.count, tokens) - 1; i >= 0; --i) {
       for (std::int64_t head = 0; head < kv_heads; ++head) parts.push_back({&s, head, i * tokens});

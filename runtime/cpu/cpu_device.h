@@ -4,6 +4,8 @@
 #include "runtime/cpu/cpu_train.h"
 #include "runtime/device.h"
 
+#include <vector>
+
 namespace kvmesh::cpu {
 
 class CpuDevice final : public Device {
@@ -35,8 +37,15 @@ class CpuDevice final : public Device {
                     std::int64_t count) override;
   void do_sample(const Tensor& logits, std::span<const SampleRow> rows, const SampleOut& out) override;
 
+  /// Queries of a segment and one key head, from token `first` of the segment on.
+  struct AttentionPart {
+    const Segment* segment;
+    std::int64_t head, first;
+  };
+
   const Kernels& kernels_;
   mutable ThreadPool pool_;
+  std::vector<AttentionPart> attention_parts_;  // of the call in progress; kept for its memory
   CpuTrainOps train_ops_;
 };
 
