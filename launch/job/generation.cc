@@ -23,8 +23,8 @@ Json choices_of(const GenerateCommandOptions& o) {
 }
 
 Json identity_of(const GenerateCommandOptions& o, const Job& job) {
-  Json identity = {{"kvmesh", version_text()}, {"build", build_text()}, {"device", job.device->kind()}, {"dtype", name_of(job.dtype)}, {"context", job.config.seqlen},
-                   {"checkpoint", job.hash_of_checkpoint(o.mesh.checkpoint)}, {"prompts", o.prompt.empty() ? file_hash(o.mesh.prompts) : Json(prompt_lines(o.prompt)).dump()}};
+  Json identity = {{"kvmesh", version_text()}, {"build", build_text()}, {"device", job.device->kind()}, {"dtype", name_of(job.dtype)}, {"quantize", name_of(job.quantize)},
+                   {"checkpoint", job.hash_of_checkpoint(o.mesh.checkpoint)}, {"prompts", o.prompt.empty() ? file_hash(o.mesh.prompts) : Json(prompt_lines(o.prompt)).dump()}, {"context", job.config.seqlen}};
   identity.update(choices_of(o));
   return identity;
 }

@@ -10,6 +10,12 @@
 
 namespace kvmesh {
 
+DType dtype_of(const MeshOptions& options, const ModelConfig& config) {
+  return options.dtype == "auto" ? config.dtype : options.dtype == "float32" ? DType::f32 : DType::bf16;
+}
+
+Quantize quantize_of(const MeshOptions& options) { return options.quantize == "int8" ? Quantize::int8 : Quantize::none; }
+
 Job::Job(const MeshOptions& options, const std::optional<ModelConfig>& shape, ProcessGroup& group) {
   group.set_deadline(std::chrono::duration<double>(options.comm_timeout));
   threads = fair_threads(group);
@@ -23,7 +29,8 @@ Job::Job(const MeshOptions& options, const std::optional<ModelConfig>& shape, Pr
     check(options.context <= config.seqlen, "--context {}: the model can do {} tokens", options.context, config.seqlen);
     config.seqlen = options.context;
   }
-  dtype = options.dtype == "auto" ? config.dtype : options.dtype == "float32" ? DType::f32 : DType::bf16;
+  dtype = dtype_of(options, config);
+  quantize = quantize_of(options);
   if (!shape) tokenizer = load_tokenizer(options.checkpoint, config);
 }
 
@@ -42,13 +49,13 @@ std::string Job::hash_of_checkpoint(const std::filesystem::path& checkpoint) con
 }
 
 const Gpt& Job::load(const std::filesystem::path& checkpoint, ProcessGroup& group) {
-  const LoadOptions options = {threads, cache_folder(pack_cache_, checkpoint), fmt::format("{} {}", version_text(), build_text())};
+  const LoadOptions options = {threads, cache_folder(pack_cache_, checkpoint), fmt::format("{} {}", version_text(), build_text()), quantize};
   gpt_ = std::make_unique<Gpt>(config, dtype, load_weights(checkpoint, config, dtype, *device, group, options), *device);
   return *gpt_;
 }
 
 const Gpt& Job::randomize(ProcessGroup& group) {
-  gpt_ = std::make_unique<Gpt>(config, dtype, random_weights(config, dtype, *device, group, 0, threads), *device);
+  gpt_ = std::make_unique<Gpt>(config, dtype, random_weights(config, dtype, *device, group, 0, threads, quantize), *device);
   return *gpt_;
 }
 

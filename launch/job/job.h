@@ -12,6 +12,10 @@
 
 namespace kvmesh {
 
+/// What --dtype and --quantize ask for.
+DType dtype_of(const MeshOptions& options, const ModelConfig& config);
+Quantize quantize_of(const MeshOptions& options);
+
 struct Job {
   /// Collective. The group's deadline becomes --comm-timeout.
   Job(const MeshOptions& options, ProcessGroup& group) : Job(options, std::nullopt, group) {}
@@ -24,6 +28,7 @@ struct Job {
   ModelConfig config;
   std::optional<Tokenizer> tokenizer;
   DType dtype;
+  Quantize quantize;
 
   /// For --sync logits (collective): makes the communicator between the devices' memories, where they have their own.
   void join_devices(ProcessGroup& group);
