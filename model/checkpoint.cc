@@ -1,6 +1,7 @@
 // A checkpoint folder: its tensors checked, its tokenizer, fingerprinted, saved.
 #include "model/checkpoint.h"
 
+#include "model/chat/chat_template.h"
 #include "model/json_file.h"
 #include "runtime/cpu/thread_pool.h"
 
@@ -86,6 +87,7 @@ std::vector<std::filesystem::path> checkpoint_files(const std::filesystem::path&
   std::vector<std::filesystem::path> files = weight_files(folder);
   files.insert(files.begin(), folder / "config.json");
   if (std::filesystem::exists(folder / tokenizer_name)) files.push_back(folder / tokenizer_name);
+  for (const std::filesystem::path& file : chat_files(folder)) files.push_back(file);
   return files;
 }
 

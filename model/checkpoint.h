@@ -67,7 +67,7 @@ GptWeights random_weights(const ModelConfig& config, DType dtype, Device& device
 /// beyond the model's vocabulary; only special tokens may lie there: a prompt that holds one cannot be served.
 std::optional<Tokenizer> load_tokenizer(const std::filesystem::path& folder, const ModelConfig& config);
 
-/// 32 hex digits that change with any byte of config.json, the weight files or tokenizer.tiktoken, and with a weight file's
+/// 32 hex digits that change with any byte of config.json, the weight files, the tokenizer and the chat template, and with a weight file's
 /// name (XXH3, 128 bits: against mix-ups, not against forgery). Reads everything once, with `threads` threads.
 std::string checkpoint_hash(const std::filesystem::path& folder, int threads);
 

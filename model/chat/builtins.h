@@ -29,7 +29,7 @@ Value global(Heap& heap, std::string_view name);
 Value call_function(Heap& heap, const Function& function, Arguments arguments);
 
 /// Python's len().
-std::int64_t size_of(const Value& v);
+std::int64_t size_of(Heap& heap, const Value& v);
 /// An argument that must be an int.
 std::int64_t whole(const Value& v, const char* what);
 

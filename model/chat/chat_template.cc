@@ -15,16 +15,18 @@ constexpr std::size_t most_bytes = std::size_t{1} << 26;
 
 nlohmann::json read_object(const fs::path& file) { return fs::exists(file) ? parse_json_object(read_file(file, most_bytes), file) : nlohmann::json::object(); }
 
-// One of a message's names for its reasoning is all of them (transformers, _alias_reasoning_fields).
-void name_reasoning(Json& message) {
-  for (const char* name : {"reasoning_content", "thinking", "reasoning"}) {
-    const auto found = message.find(name);
-    if (found == message.end()) continue;
-    const Json reasoning = *found;
-    if (!message.contains("thinking")) message["thinking"] = reasoning;
-    message["reasoning_content"] = reasoning;
-    return;
+// A message as transformers hands it on: without nulls, and one of the names for its reasoning is two of them, "thinking" first.
+Json normalized(const Json& message) {
+  Json reasoning, out = Json::object();
+  for (const char* name : {"reasoning", "thinking", "reasoning_content"}) {
+    if (const auto found = message.find(name); found != message.end() && !found->is_null()) reasoning = *found;
   }
+  if (!reasoning.is_null()) out["thinking"] = reasoning;
+  for (const auto& [key, value] : message.items()) {
+    if (!value.is_null()) out[key] = value;
+  }
+  if (!reasoning.is_null()) out["reasoning_content"] = reasoning;
+  return out;
 }
 
 void check_objects(const Json& list, const char* name) {
@@ -72,14 +74,7 @@ void ChatTemplate::add(std::string_view text, const fs::path& file, bool for_too
 std::string ChatTemplate::render(Json messages, const Json& tools, const Json& more, const std::tm& now) const {
   check_objects(messages, "messages");
   check(!messages.empty(), "\"messages\" is empty");
-  for (Json& message : messages) {
-    Json kept = Json::object();
-    for (const auto& [key, value] : message.items()) {
-      if (!value.is_null()) kept[key] = value;
-    }
-    name_reasoning(kept);
-    message = std::move(kept);
-  }
+  for (Json& message : messages) message = normalized(message);
   if (!tools.is_null()) check_objects(tools, "tools");
   check(more.is_null() || more.is_object(), "\"chat_template_kwargs\" is not an object");
 

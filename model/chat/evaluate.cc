@@ -10,7 +10,10 @@ namespace {
 std::string described(const Node& node) {
   if (node.op == Op::name) return node.text;
   if (node.op == Op::attribute) return described(*node.parts[0]) + "." + node.text;
-  if (node.op == Op::item && node.parts[1]->op == Op::constant && node.parts[1]->constant.is(Kind::text)) return described(*node.parts[0]) + "['" + node.parts[1]->literal.bytes + "']";
+  if (node.op == Op::item) {
+    const Node& key = *node.parts[1];
+    return described(*node.parts[0]) + (key.constant.is(Kind::text) ? "['" + key.literal.bytes + "']" : key.constant.is(Kind::integer) ? fmt::format("[{}]", key.constant.integer) : "[…]");
+  }
   return "…";
 }
 
@@ -125,6 +128,7 @@ Arguments Machine::arguments(const Node& node, Scope& scope) {
 
 Value Machine::look_up(const Scope& scope, std::string_view name) {
   for (const Scope* s = &scope; s; s = s->outer) {
+    heap_.spend(s->names.size() / 16);
     const auto found = std::find_if(s->names.begin(), s->names.end(), [&](const auto& n) { return n.first == name; });
     if (found != s->names.end()) return found->second;
   }
@@ -143,6 +147,7 @@ Value Machine::call_macro(const Macro& macro, Arguments given) {
   Scope& scope = *heap_.make(Scope{macro.scope, {}});
   const std::size_t optional = node.names.size() - (node.parts.size() - 1);
   const auto named = [&](std::string_view name) -> std::optional<Value> {
+    heap_.spend(given.named.size() / 4);
     const auto found = std::find_if(given.named.begin(), given.named.end(), [&](const auto& n) { return n.first == name; });
     if (found == given.named.end()) return std::nullopt;
     const Value v = found->second;
@@ -174,6 +179,7 @@ Value Machine::call_macro(const Macro& macro, Arguments given) {
 
 Value Machine::date(Arguments given) {
   const std::string format = plain(given.need("format"));
+  heap_.spend(format.size() / 16);
   given.done();
   for (std::size_t at = format.find('%'); at != format.npos; at = format.find('%', at + 1)) {
     at += at + 1 < format.size() && format[at + 1] == '-' ? 2 : 1;

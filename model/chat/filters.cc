@@ -135,13 +135,14 @@ Value escaped(Heap& heap, const Value& in) {
 template <typename Change>
 Value changed(Heap& heap, const Value& in, const Change& change) {
   const std::string text = heap.str(in);
-  heap.spend(text.size() / 8);
+  heap.spend(text.size() / 32);
   return heap.text(std::string(change(text)), in.is(Kind::text) && in.text->safe);
 }
 
 }  // namespace
 
 Value apply_filter(Heap& heap, std::string_view name, const Value& in, Arguments a) {
+  if (in.is(Kind::text)) heap.spend(in.text->bytes.size() / 32);
   if (const std::optional<Value> v = apply_sequence_filter(heap, name, in, a)) return *v;
   if (name == "trim") {
     const std::optional<Value> given = a.take("chars");

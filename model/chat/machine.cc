@@ -112,7 +112,7 @@ Machine::Flow Machine::run_loop(const Node& node, Scope& scope, std::string& out
   const Value source = evaluate(*node.parts[1], scope);
   const bool sized = !node.parts[2] && !source.is(Kind::iterator);
   Next next = elements_of(node, scope, source);
-  const Value loop = heap_.loop({std::move(next), sized ? size_of(source) : -1});
+  const Value loop = heap_.loop({std::move(next), sized ? size_of(heap_, source) : -1});
   Loop& state = *loop.loop;
   Scope* inner = heap_.make(Scope{&scope, {}});
   bool otherwise = true;  // as in Jinja, until a body was run to its end: break and continue are none
@@ -132,7 +132,7 @@ Machine::Flow Machine::run_loop(const Node& node, Scope& scope, std::string& out
 }
 
 void Machine::assign(const Node& target, Scope& scope, const Value& value) {
-  heap_.spend(1);
+  heap_.spend(1 + scope.names.size() / 16);
   if (target.op == Op::tuple) {
     const std::vector<Value> values = heap_.elements(value);
     if (values.size() != target.parts.size()) reject("{} values for {} names", values.size(), target.parts.size());

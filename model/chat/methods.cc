@@ -200,9 +200,9 @@ std::int64_t whole(const Value& v, const char* what) {
   return v.whole();
 }
 
-std::int64_t size_of(const Value& v) {
+std::int64_t size_of(Heap& heap, const Value& v) {
   if (v.is(Kind::undefined)) return 0;
-  if (v.is(Kind::text)) return length(v.text->bytes);
+  if (v.is(Kind::text)) return heap.spend(v.text->bytes.size() / 64), length(v.text->bytes);
   if (v.is(Kind::dict)) return std::ssize(v.dict->items);
   if (!v.is_listed()) reject("object of type '{}' has no len()", type_name(v));
   return std::ssize(v.list->items);
@@ -223,7 +223,7 @@ Value item(Heap& heap, const Value& object, const Value& key) {
   const bool sequence = object.is(Kind::text) || (object.is_listed() && !object.is(Kind::view));
   if (sequence && key.is_whole()) {
     if (object.is(Kind::text)) heap.spend(object.text->bytes.size() / 16);
-    const std::int64_t size = size_of(object), at = key.whole() < 0 ? key.whole() + size : key.whole();
+    const std::int64_t size = size_of(heap, object), at = key.whole() < 0 ? key.whole() + size : key.whole();
     if (at < 0 || at >= size) return Value();
     if (!object.is(Kind::text)) return object.list->items[static_cast<std::size_t>(at)];
     const std::string_view text = object.text->bytes;

@@ -122,7 +122,7 @@ bool compare(Heap& heap, std::string_view op, const Value& a, const Value& b) {
 Value slice(Heap& heap, const Value& object, const Value* start, const Value* stop, const Value* step) {
   if (!object.is(Kind::text) && !(object.is_listed() && !object.is(Kind::view))) reject("'{}' cannot be sliced", type_name(object));
   const auto given = [](const Value* v) { return v && !v->is(Kind::none); };
-  const std::int64_t by = given(step) ? whole(*step, "a slice's step") : 1, size = size_of(object);
+  const std::int64_t by = given(step) ? whole(*step, "a slice's step") : 1, size = size_of(heap, object);
   if (by == 0) reject("slice step cannot be zero");
   const auto bound = [&](const Value* v, std::int64_t otherwise) {
     if (!given(v)) return otherwise;

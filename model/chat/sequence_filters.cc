@@ -215,7 +215,7 @@ std::optional<Value> apply_sequence_filter(Heap& heap, std::string_view name, co
   if (name == "list") return heap.list(heap.elements(in));
   if (name == "reverse") return reversed(heap, in);
   if (name == "items") return items_of(heap, in);
-  if (name == "length" || name == "count") return Value(size_of(in));
+  if (name == "length" || name == "count") return Value(size_of(heap, in));
   if (in.is(Kind::iterator)) reject("'generator' object is not reversible");
   const std::vector<Value> all = heap.elements(in);  // of "last"
   return all.empty() ? Value() : all.back();

@@ -26,7 +26,8 @@ std::string Template::render(const nlohmann::ordered_json& variables, const std:
   try {
     return machine.render(*root_, variables);
   } catch (const jinja::Rejected& e) {
-    fail(Fault::usage, "{}, line {}: {}", name_, machine.line(), e.message);
+    const std::string_view message = std::string_view(e.message).substr(0, jinja::byte_of(e.message, 1000));
+    fail(Fault::usage, "{}, line {}: {}", name_, machine.line(), message);
   }
 }
 

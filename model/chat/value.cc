@@ -187,7 +187,7 @@ bool Heap::less(const Value& a, const Value& b, int depth) {
 }
 
 bool Heap::contains(const Value& container, const Value& item) {
-  if (container.is(Kind::text)) return spend(container.text->bytes.size() / 64), container.text->bytes.find(plain(item)) != std::string::npos;
+  if (container.is(Kind::text)) return spend(container.text->bytes.size() / 16), container.text->bytes.find(plain(item)) != std::string::npos;
   if (container.is(Kind::dict)) return find(*container.dict, item) != nullptr;
   const auto next = iterate(container);
   while (const std::optional<Value> v = next()) {

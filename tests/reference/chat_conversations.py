@@ -62,7 +62,7 @@ CONVERSATIONS = [
     {"messages": [{"role": "USER", "content": "loud"}]},
     {"messages": [user(42)]},
     {"messages": [user({"content": "in a dict"})]},
-    {"messages": [user(True), assistant(1.0), user(1e100)]},
+    {"messages": [user(True), assistant(1.0), user(1e17)]},
     {"messages": []},
     {"messages": [user("Weather?")], "tools": [WEATHER]},
     {"messages": [system("Use tools."), user("Weather?")], "tools": [WEATHER, CLOCK, NESTED]},
