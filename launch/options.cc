@@ -94,6 +94,22 @@ void add_rows_options(po::options_description& options, std::string& prompts, st
       ("output", value(output, "FILE"), "one JSON object a line, in input order; - is standard output");
 }
 
+void add_chat_options(po::options_description& options, ChatOptions& chat) {
+  options.add_options()  //
+      ("chat", po::bool_switch(&chat.on), "rows are conversations (\"messages\", or one question as \"prompt\"), which the chat template makes prompts")  //
+      ("chat-template", po::value<std::string>()->value_name("FILE")->notifier([&](const std::string& file) { chat.file = file; }), "instead of the checkpoint's chat template")  //
+      ("system", po::value<std::string>()->value_name("TEXT")->notifier([&](const std::string& text) { chat.system = text; }), "the system's message of conversations that have none")  //
+      ("chat-date", value(chat.day, "YYYY-MM-DD"), "the day that a chat template may tell; today unless it is given");
+}
+
+void check_chat_options(const ChatOptions& chat) {
+  for (const auto& [given, name] : {std::pair(!chat.file.empty(), "chat-template"), std::pair(chat.system.has_value(), "system"), std::pair(!chat.day.empty(), "chat-date")}) {
+    check(chat.on || !given, "--{}: only with --chat", name);
+  }
+  check(chat.day.empty() || day_of(chat.day), "--chat-date {}: is not a day, YYYY-MM-DD", chat.day);
+  check(!chat.system || valid_utf8_prefix(*chat.system) == chat.system->size(), "--system: is not UTF-8 text");
+}
+
 void check_mesh_options(const MeshOptions& mesh, const char* batch_option = "batch-size") {
   check(mesh.batch_size >= 1 && mesh.batch_size <= 1 << 20, "--{} {}: must be 1 to {}", batch_option, mesh.batch_size, 1 << 20);
   check(mesh.context == 0 || mesh.context >= 2, "--context {}: must be 2 or more, or 0 for all that the model can", mesh.context);
@@ -126,6 +142,18 @@ ModelConfig parse_shape(const std::string& text) {
 
 }  // namespace
 
+std::optional<std::tm> day_of(const std::string& text) {
+  constexpr std::string_view form = "0000-00-00";
+  for (std::size_t i = 0; i < form.size(); ++i) {
+    if (text.size() != form.size() || (form[i] == '-' ? text[i] != '-' : text[i] < '0' || text[i] > '9')) return std::nullopt;
+  }
+  std::tm day{};
+  day.tm_year = std::stoi(text.substr(0, 4)) - 1900, day.tm_mon = std::stoi(text.substr(5, 2)) - 1, day.tm_mday = std::stoi(text.substr(8));
+  const std::tm asked = day;
+  ::timegm(&day);  // also finds the day of the week
+  return day.tm_year == asked.tm_year && day.tm_mon == asked.tm_mon && day.tm_mday == asked.tm_mday ? std::optional(day) : std::nullopt;
+}
+
 std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std::string> args, bool speak, std::string_view command) {
   GenerateCommandOptions o;
   std::string checkpoint, prompts, output, metrics, prometheus, trace, rng = "row", sync = "tokens", pad = "power-of-two", shards = "shared", batch_size = "32";
@@ -135,6 +163,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   add_mesh_options(options, o.mesh, checkpoint);
   add_weight_options(options, o.mesh);
   add_rows_options(options, prompts, output);
+  add_chat_options(options, o.chat);
   options.add_options()("batch-size", value(batch_size, "B"), "rows in flight on the whole mesh; auto: as many as fit into memory");
   options.add_options()  //
       ("prompt", po::value(&o.prompt)->value_name("TEXT"), "a prompt, instead of --prompts; repeatable")  //
@@ -168,6 +197,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   o.mesh.prompts = prompts;
   o.mesh.output = output;
   check_mesh_options(o.mesh);
+  check_chat_options(o.chat);
   o.mesh.batch_size = parse_batch_size(batch_size);
   check(prompts.empty() != o.prompt.empty(), "{}", prompts.empty() ? "no input: give --prompts FILE or --prompt TEXT" : "--prompts and --prompt exclude each other");
   check(o.row.max_new_tokens >= 1, "--max-new-tokens {}: must be 1 or more", o.row.max_new_tokens);
@@ -199,20 +229,22 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   return o;
 }
 
-std::optional<MeshOptions> parse_score_options(std::span<const std::string> args, bool speak) {
-  MeshOptions o;
+std::optional<ScoreOptions> parse_score_options(std::span<const std::string> args, bool speak) {
+  ScoreOptions o;
   std::string checkpoint, prompts, output;
   po::options_description options("Options");
-  add_mesh_options(options, o, checkpoint);
-  add_weight_options(options, o);
+  add_mesh_options(options, o.mesh, checkpoint);
+  add_weight_options(options, o.mesh);
   add_rows_options(options, prompts, output);
-  options.add_options()("batch-size", value(o.batch_size, "B"), "rows in flight on the whole mesh");
+  add_chat_options(options, o.chat);
+  options.add_options()("batch-size", value(o.mesh.batch_size, "B"), "rows in flight on the whole mesh");
   if (!parse(args, options, "kvmesh score --checkpoint DIR --prompts FILE [--output FILE | -]", speak)) return std::nullopt;
   check(!checkpoint.empty(), "--checkpoint DIR is required");
-  o.checkpoint = checkpoint;
-  o.prompts = prompts;
-  o.output = output;
-  check_mesh_options(o);
+  o.mesh.checkpoint = checkpoint;
+  o.mesh.prompts = prompts;
+  o.mesh.output = output;
+  check_mesh_options(o.mesh);
+  check_chat_options(o.chat);
   check(!prompts.empty(), "no input: give --prompts FILE");
   return o;
 }

@@ -46,6 +46,8 @@ GenerateCommandOptions generate_options(const Json& manifest, const VerifyOption
       for (const Json& p : Json::parse(text(v))) words.push_back("--prompt=" + Json::parse(text(p))["prompt"].get<std::string>());
     } else if (key == "prompts") {
       path("prompts", o.mesh.prompts);
+    } else if (key == "chat-template") {
+      if (!v.is_null()) path("chat-template", {});
     } else if (key == "device") {  // cpu/avx2: asked for was cpu
       const std::string kind = text(v);
       words.push_back("--device=" + kind.substr(0, kind.find('/')));
@@ -173,6 +175,7 @@ int verify_command(std::span<const std::string> args, ProcessGroup& group) {
   }();
 
   Job job(o.mesh, group);
+  job.open_chat(o.chat, o.mesh.checkpoint, ranks);
   LineSource lines = open_lines(o, job, ranks);
   const Choice chosen{v.fraction, v.seed};
   const std::int64_t samples = o.generate.samples;

@@ -69,7 +69,7 @@ std::filesystem::path tokenizer_file(const std::filesystem::path& folder);
 /// beyond the model's vocabulary; only special tokens may lie there: a prompt that holds one cannot be served.
 std::optional<Tokenizer> load_tokenizer(const std::filesystem::path& folder, const ModelConfig& config);
 
-/// 32 hex digits that change with any byte of config.json, the weight files or the tokenizer's, and with a weight file's
+/// 32 hex digits that change with any byte of config.json, the weight files, the tokenizer's and the chat template, and with a weight file's
 /// name (XXH3, 128 bits: against mix-ups, not against forgery). Reads everything once, with `threads` threads.
 std::string checkpoint_hash(const std::filesystem::path& folder, int threads);
 

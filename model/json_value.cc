@@ -26,7 +26,8 @@ const std::string& JsonValue::string() const {
 }
 
 std::int32_t JsonValue::integer(std::int32_t least, std::int32_t most) const {
-  if (!value_.is_number_integer() || value_ < least || value_ > most) refuse(fmt::format("is not a whole number from {} to {}", least, most));
+  const bool small = value_.is_number_unsigned() ? value_.get<std::uint64_t>() <= INT32_MAX : value_.is_number_integer();
+  if (!small || value_.get<std::int64_t>() < least || value_.get<std::int64_t>() > most) refuse(fmt::format("is not a whole number from {} to {}", least, most));
   return value_.get<std::int32_t>();
 }
 

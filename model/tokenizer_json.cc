@@ -56,7 +56,7 @@ Ids read_vocabulary(const JsonValue& vocab, TokenizerParts& parts) {
   Ids ids;
   std::vector<std::string_view> spelling;
   for (const auto& [text, value] : vocab.json().items()) {
-    const std::int32_t id = value.is_number_unsigned() && value < rank_limit ? value.get<std::int32_t>() : vocab[text].integer(0, rank_limit - 1);
+    const std::int32_t id = value.is_number_unsigned() && value.get<std::uint64_t>() < rank_limit ? value.get<std::int32_t>() : vocab[text].integer(0, rank_limit - 1);
     const auto place = static_cast<std::size_t>(id);
     if (text.empty()) vocab.refuse("has an empty token");
     if (place >= spelling.size()) spelling.resize(place + 1);
@@ -145,12 +145,14 @@ Ids read_model(const JsonValue& model, TokenizerParts& parts) {
   return ids;
 }
 
-void read_added_token(const JsonValue& value, const Ids& ids, std::int32_t& next_id, TokenizerParts& parts) {
+/// `contents`: those of the tokens before.
+void read_added_token(const JsonValue& value, const Ids& ids, std::int32_t& next_id, std::unordered_set<std::string>& contents, TokenizerParts& parts) {
   value.only({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
   value["special"].boolean();  // matters only to decoders that leave special tokens out
   AddedToken token{value["content"].string(), value["id"].integer(0, rank_limit - 1), value["single_word"].boolean(), value["lstrip"].boolean(),
                    value["rstrip"].boolean(), value["normalized"].boolean()};
   if (token.text.empty()) value["content"].refuse("is empty");
+  if (!contents.insert(token.text).second) value["content"].refuse("is there already");
   // The package gives the ids itself; a file that it did not write may say others.
   const auto found = ids.find(token.text);
   const std::int32_t expected = found != ids.end() ? found->second : next_id++;
@@ -159,9 +161,6 @@ void read_added_token(const JsonValue& value, const Ids& ids, std::int32_t& next
   const auto place = static_cast<std::size_t>(token.id);
   if (place >= parts.texts.size()) parts.texts.resize(place + 1);
   if (found == ids.end() && !parts.texts[place].empty()) value["id"].refuse("is that of another token");
-  for (const AddedToken& other : parts.added) {
-    if (other.id == token.id) value["content"].refuse("is there already");
-  }
   if (token.normalized) {
     token.text = parts.normalizer(token.text);
     for (const AddedToken& other : parts.added) {
@@ -188,7 +187,8 @@ TokenizerParts read_tokenizer_json(const std::filesystem::path& file) {
   if (const JsonValue added = all["added_tokens"]; !added.is_null()) {
     auto next_id = static_cast<std::int32_t>(ids.size());
     check(added.list_size() <= max_added, "{}: over {} added tokens", file.string(), max_added);
-    for (std::size_t i = 0; i < added.list_size(); ++i) read_added_token(added[i], ids, next_id, parts);
+    std::unordered_set<std::string> contents;
+    for (std::size_t i = 0; i < added.list_size(); ++i) read_added_token(added[i], ids, next_id, contents, parts);
   }
   read_post_processor(all["post_processor"], parts);
   return parts;

@@ -6,8 +6,12 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 namespace kvmesh {
 namespace {
+
+constexpr std::size_t max_steps = 16, max_around = 16, max_growth = 64;
 
 /// The steps of a value that is one step, a Sequence of steps under the name `list`, or null.
 std::vector<JsonValue> steps_of(const JsonValue& value, const char* list) {
@@ -17,8 +21,15 @@ std::vector<JsonValue> steps_of(const JsonValue& value, const char* list) {
   std::vector<JsonValue> steps;
   for (std::size_t i = 0; i < value[list].list_size(); ++i) {
     for (const JsonValue& step : steps_of(value[list][i], list)) steps.push_back(step);
+    if (steps.size() > max_steps) value.refuse(fmt::format("has over {} steps", max_steps));
   }
   return steps;
+}
+
+/// `growth`: how many times longer the steps so far make a text.
+void check_growth(const JsonValue& step, const std::string& from, const std::string& to, std::size_t& growth) {
+  growth *= std::max<std::size_t>((to.size() + from.size() - 1) / from.size(), 1);
+  if (growth > max_growth) step.refuse(fmt::format("may make a text over {} times longer", max_growth));
 }
 
 [[noreturn]] void refuse_type(const JsonValue& step) { step["type"].refuse(fmt::format("{} is not supported", shown(step["type"].string()))); }
@@ -93,6 +104,7 @@ void read_template(const JsonValue& step, TokenizerParts& parts) {
       const std::int32_t id = token["ids"][j].integer(0, INT32_MAX);
       if (static_cast<std::size_t>(id) >= parts.texts.size() || parts.texts[static_cast<std::size_t>(id)].empty()) token["ids"][j].refuse("is no token's id");
       ids[texts].push_back(id);
+      if (ids[texts].size() > max_around) single.refuse(fmt::format("has over {} tokens on one side", max_around));
     }
   }
   if (texts == 0) single.refuse("has no sequence A");
@@ -103,6 +115,7 @@ void read_template(const JsonValue& step, TokenizerParts& parts) {
 }  // namespace
 
 void read_normalizer(const JsonValue& normalizer, TokenizerParts& parts) {
+  std::size_t growth = 1;
   for (const JsonValue& step : steps_of(normalizer, "normalizers")) {
     const std::string& type = step["type"].string();
     if (type == "NFC") {
@@ -110,11 +123,13 @@ void read_normalizer(const JsonValue& normalizer, TokenizerParts& parts) {
       parts.normalizer.steps.push_back({Normalizer::Step::nfc, "", ""});
     } else if (type == "Prepend") {
       step.only({"type", "prepend"});
+      check_growth(step, "1", step["prepend"].string(), growth);
       parts.normalizer.steps.push_back({Normalizer::Step::prepend, "", step["prepend"].string()});
     } else if (type == "Replace") {
       step.only({"type", "pattern", "content"});
       if (step["content"].string().empty()) step["content"].refuse("is empty");
       parts.normalizer.steps.push_back({Normalizer::Step::replace, one_character(plain_pattern(step["pattern"])), step["content"].string()});
+      check_growth(step, parts.normalizer.steps.back().from, parts.normalizer.steps.back().to, growth);
     } else {
       refuse_type(step);
     }
@@ -163,12 +178,14 @@ void read_decoder(const JsonValue& decoder, TokenizerParts& parts) {
   }
   parts.decoder.emplace();
   using Step = TokenDecoder::Step;
+  std::size_t growth = 1;
   for (const JsonValue& step : steps) {
     const std::string& type = step["type"].string();
     if (type == "Replace") {
       step.only({"type", "pattern", "content"});
       const JsonValue from = plain_pattern(step["pattern"]);
       if (from.string().empty()) from.refuse("is empty");
+      check_growth(step, from.string(), step["content"].string(), growth);
       parts.decoder->steps.push_back({.kind = Step::replace, .from = from.string(), .to = step["content"].string()});
     } else if (type == "ByteFallback" || type == "Fuse") {
       step.only({"type"});

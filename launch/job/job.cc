@@ -3,6 +3,7 @@
 
 #include "comm/nccl.h"
 #include "comm/sharding.h"
+#include "launch/job/agree.h"
 #include "launch/job/cores.h"
 #include "launch/version.h"
 #include "model/checkpoint.h"
@@ -36,6 +37,16 @@ Job::Job(const MeshOptions& options, const std::optional<ModelConfig>& shape, Pr
 
 void Job::join_devices(ProcessGroup& group) {
   if (device->queue() != nullptr && group.size() > 1) device_ranks = make_nccl_communicator(group, group.deadline(), device->queue(), gpu_.shared);
+}
+
+void Job::open_chat(const ChatOptions& options, const std::filesystem::path& checkpoint, Communicator& ranks) {
+  if (!options.on) return;
+  const std::time_t clock = std::time(nullptr);
+  std::tm here{};
+  ::localtime_r(&clock, &here);
+  const std::int64_t today = from_first_rank(ranks, std::int64_t{here.tm_year + 1900} * 10000 + (here.tm_mon + 1) * 100 + here.tm_mday);
+  check(tokenizer.has_value(), "--chat: {} has no tokenizer", checkpoint.string());
+  chat.emplace(options, checkpoint, fmt::format("{:04}-{:02}-{:02}", today / 10000, today / 100 % 100, today % 100));
 }
 
 namespace {

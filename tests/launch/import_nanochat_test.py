@@ -51,6 +51,12 @@ class Nanochat(ImportTest):
                 for token, value in row["top_logprobs"][0]:
                     self.assertAlmostEqual(value, wanted["last"][token] - total, delta=1e-4)
 
+    def test_tokenizer(self):
+        expected = EXPECTED["tokenizer"]
+        lines = [(t, i) for t, i in zip(expected["texts"], expected["ids"]) if "\n" not in t and "<|" not in t]
+        done = self.run_command("tokenize", "--tokenizer", self.imported("first") / "tokenizer.json", input="".join(t + "\n" for t, _ in lines).encode())
+        self.assertEqual([json.loads(line) for line in done.stdout.splitlines()], [i for _, i in lines], done.stderr)
+
     def test_steps_and_dtype(self):
         first = read_safetensors(self.imported("first", "--step", 100) / "model.safetensors")
         last = read_safetensors(self.imported("first", "--step", "200", "--dtype", "keep") / "model.safetensors")
@@ -115,7 +121,11 @@ class Nanochat(ImportTest):
         self.spoil_zip(lambda e: e.update({key.replace("data/1", "byteorder"): b"big"}), "endian")
         self.spoil_zip(lambda e: e.update({pkl: e[pkl].replace(b"FloatStorage", b"IntStorage")}), "IntStorage")
         self.spoil_zip(lambda e: e.update({pkl: e[pkl].replace(b"X\x01\x00\x00\x001q", b"X\x01\x00\x00\x00/q")}), "storage")
-        self.spoil_zip(lambda e: e.update({pkl: b"\x80\x02}r\xff\xff\xff\x7f."}), "numbers its parts")  # LONG_BINPUT 2^31: room for that many
+        self.spoil_zip(lambda e: e.update({pkl: b"\x80\x02]r\xff\xff\xff\x7f."}), "state dict")  # 2^31: no room is made for that many parts
+        deep = b"\x80\x02}" + b")" + b"\x85" * 1000000  # a tuple in a tuple in …
+        self.spoil_zip(lambda e: e.update({pkl: deep + b"K\x01s."}), "keys")
+        self.spoil_zip(lambda e: e.update({pkl: b"\x80\x02ccollections\nOrderedDict\n" + deep[3:] + b"R."}), "OrderedDict")
+        self.spoil_zip(lambda e: e.update({pkl: deep[:3] + b"X\x01\0\0\0a" + deep[3:] + b"s."}), "a is no tensor")
         self.spoil_zip(lambda e: e.update({pkl: b"\x80\x04]" + b"]" * 100000 + b"a" * 100000 + b"."}), "state dict")
         copy = self.copy("nanochat/base_checkpoints/first")
         os.truncate(copy / "model_000200.pt", 1000)

@@ -88,8 +88,9 @@ TEST_P(AgainstTokenizers, LongPiecesAndShort) {
     const Ids ids = tokenizer_.encode(word, false);
     expected.insert(expected.end(), ids.begin(), ids.end());
   }
-  if (name == "digits") EXPECT_LT(tokenizer_.encode(text + text + text, false).size(), 3 * expected.size());  // one piece
-  else EXPECT_EQ(tokenizer_.encode(text, false), expected);
+  if (name != "digits") {  // which is one piece there
+    EXPECT_EQ(tokenizer_.encode(text, false), expected);
+  }
 }
 
 // What is not said of decode(): tokens one by one give the same text but where the header says so.
@@ -103,7 +104,9 @@ TEST_P(AgainstTokenizers, BytesOfTokensAreTheText) {
     if ((strips && bytes.starts_with(' ')) || (drops && !ids.empty() && tokenizer_.bytes(ids[0]).starts_with(' '))) bytes.erase(0, 1);
     const std::string text = to_valid_utf8(bytes), decoded = tokenizer_.decode(ids);
     if (drops && tokenizer_.bytes(ids.empty() ? 0 : ids[0]).substr(1).find(' ') != std::string::npos) continue;
-    if (decoded.find(replacement_character) == std::string::npos) EXPECT_EQ(text, decoded) << c;
+    if (decoded.find(replacement_character) == std::string::npos) {
+      EXPECT_EQ(text, decoded) << c;
+    }
   }
 }
 
@@ -215,6 +218,11 @@ TEST(TokenizerJson, RefusalsNameTheField) {
   refused({{"normalizer", {{"type", "Sequence"}, {"normalizers", json::parse(R"([{"type": "NFC"}, {"type": "Strip"}])")}}}}, "\"normalizer.normalizers[1].type\" \"Strip\" is not supported");
   refused({{"normalizer", json::parse(R"({"type": "Replace", "pattern": {"Regex": " +"}, "content": "x"})")}}, "\"normalizer.pattern.Regex\" is not known here");
   refused({{"normalizer", json::parse(R"({"type": "Replace", "pattern": {"String": "ab"}, "content": "x"})")}}, "\"normalizer.pattern.String\" is not one character");
+  refused({{"normalizer", {{"type", "Prepend"}, {"prepend", std::string(65, 'x')}}}}, "\"normalizer\" may make a text over 64 times longer");
+  const json nine = json::parse(R"({"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaa"})");
+  refused({{"normalizer", {{"type", "Sequence"}, {"normalizers", {nine, nine}}}}}, "\"normalizer.normalizers[1]\" may make a text over 64 times longer");
+  refused({{"decoder", {{"type", "Sequence"}, {"decoders", {nine, nine}}}}}, "\"decoder.decoders[1]\" may make a text over 64 times longer");
+  refused({{"decoder", {{"type", "Sequence"}, {"decoders", json(17, {{"type", "Fuse"}})}}}}, "\"decoder\" has over 16 steps");
   refused({{"pre_tokenizer", {{"type", "Whitespace"}}}}, "\"pre_tokenizer.type\" \"Whitespace\" is not supported");
   refused({{"pre_tokenizer", {{"type", 3}}}}, "\"pre_tokenizer.type\" is not a string");
   const json split = json::parse(R"({"type": "Split", "pattern": {"Regex": "\\p{N}"}, "behavior": "Isolated", "invert": false})");
