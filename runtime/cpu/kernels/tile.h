@@ -134,6 +134,24 @@ KVMESH_INLINE void multiply(const typename Kind::Left* x, std::int64_t stride, c
   for (; s < steps; ++s, x += Kind::left_per_step, b += row) Kind::template step<rows, vectors>(x, stride, b, acc);
 }
 
+/// The same with panels `apart` elements from each other, both at once: sums of one or two rows alone would wait for themselves. Asks for what comes
+/// a little later, behind these panels that of the two after them.
+template <typename Kind, int rows, int vectors, typename Stored>
+KVMESH_INLINE void multiply_two(const typename Kind::Left* x, std::int64_t stride, const Stored* b, std::int64_t apart, std::int64_t row, std::int64_t steps,
+                                Floats (&acc)[2][rows][vectors]) {
+  constexpr std::int64_t soon = 4096 / sizeof(Stored), line = 64 / sizeof(Stored);
+  const std::int64_t within = steps - soon / row;
+  for (std::int64_t s = 0; s < steps; ++s, x += Kind::left_per_step, b += row) {
+    const Stored* next = b + soon + (s < within ? 0 : apart);
+    for (std::int64_t i = 0; i + line <= row; i += line) {
+      __builtin_prefetch(next + i);
+      __builtin_prefetch(next + apart + i);
+    }
+    Kind::template step<rows, vectors>(x, stride, b, acc[0]);
+    Kind::template step<rows, vectors>(x, stride, b + apart, acc[1]);
+  }
+}
+
 template <int n>
 struct Int {
   static constexpr int value = n;
