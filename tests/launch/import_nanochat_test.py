@@ -57,6 +57,14 @@ class Nanochat(ImportTest):
         done = self.run_command("tokenize", "--tokenizer", self.imported("first") / "tokenizer.json", input="".join(t + "\n" for t, _ in lines).encode())
         self.assertEqual([json.loads(line) for line in done.stdout.splitlines()], [i for _, i in lines], done.stderr)
 
+    def test_chat_template(self):
+        """A conversation is the prompt that nanochat's render_for_completion makes of it: the same log-probabilities come after it."""
+        expected, out = EXPECTED["tokenizer"], self.imported("first")
+        words = ("--ignore-eos", "--max-new-tokens", 6, "--logprobs", 0)
+        chat = self.generate("--prompts", self.write("chat.jsonl", json.dumps({"messages": expected["conversation"]}) + "\n"), "--chat", *words, checkpoint=out)
+        plain = self.generate("--prompts", self.rows({"tokens": expected["prompt_ids"]}), *words, checkpoint=out)
+        self.assertEqual([chat[0][k] for k in ("tokens", "logprobs")], [plain[0][k] for k in ("tokens", "logprobs")])
+
     def test_steps_and_dtype(self):
         first = read_safetensors(self.imported("first", "--step", 100) / "model.safetensors")
         last = read_safetensors(self.imported("first", "--step", "200", "--dtype", "keep") / "model.safetensors")
