@@ -82,31 +82,37 @@ Json operations_of(const Gpt& gpt, const Limits& limits, const char* phase, std:
   }
   const DType dtype = gpt.dtype();
   const auto width = static_cast<double>(size_of(dtype));
+  const bool integers = gpt.weights().lm_head.quantize == Quantize::int8;
   std::vector<std::int32_t> ids(static_cast<std::size_t>(t)), last(static_cast<std::size_t>(wanted));
   for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<std::int32_t>(i * 7919 % static_cast<std::size_t>(v));
   for (std::size_t i = 0; i < last.size(); ++i) last[i] = segments[i].offset + segments[i].count - 1;
   const Pass pass = device.prepare(ids, segments, last);
   const Tensor x = noise(device, dtype, {t, d}), normed = noise(device, dtype, {t, d}), qkv = noise(device, dtype, {t, heads + 2 * kv}), q = noise(device, dtype, {t, heads}),
-               attended = noise(device, dtype, {t, heads}), hidden = noise(device, dtype, {t, 4 * d}), logits = device.empty(DType::f32, {wanted, v}),
+               attended = noise(device, dtype, {t, heads}), hidden = noise(device, dtype, {t, c.mlp_columns()}), inner = noise(device, dtype, {t, c.mlp_width()}), logits = device.empty(DType::f32, {wanted, v}),
                rope = noise(device, DType::f32, {c.seqlen, h});
   const auto& blocks = gpt.weights().blocks;
   const double layers = static_cast<double>(blocks.size()), rows = static_cast<double>(t);
   const auto product = [&](const char* name, std::int64_t k, std::int64_t n, double calls, double m, std::function<void(std::size_t)> call) {
-    return Operation{name, calls, 2 * m * static_cast<double>(k) * static_cast<double>(n), width * static_cast<double>(k) * static_cast<double>(n), std::move(call)};
+    const double elements = static_cast<double>(k) * static_cast<double>(n);
+    return Operation{name, calls, 2 * m * elements, integers ? elements + 4 * static_cast<double>(n) : width * elements, std::move(call)};
   };
   const auto eps = static_cast<float>(c.norm_eps), cap = static_cast<float>(c.logit_soft_cap);
   const Tensor few = x.slice(0, wanted);
-  const std::vector<Operation> operations = {
+  std::vector<Operation> operations = {
       {"embedding", 1, 0, rows * static_cast<double>(d) * width, [&](std::size_t) { device.gather_rows(gpt.weights().embed, pass.ids, x); }},
-      {"norm", 2 * layers, 0, 2 * rows * static_cast<double>(d) * width, [&](std::size_t) { device.rms_norm(x, eps, normed); }},
+      {"norm", 2 * layers, 0, 2 * rows * static_cast<double>(d) * width, [&](std::size_t) { device.norm(x, {eps, c.layer_norm, gpt.weights().norm.weight, gpt.weights().norm.bias}, normed); }},
       product("qkv", d, heads + 2 * kv, layers, rows, [&](std::size_t i) { device.linear(normed, blocks[i].qkv, Epilogue::none, qkv); }),
-      {"norm, rope, append", layers, 0, 2 * rows * static_cast<double>(heads + 2 * kv) * width, [&](std::size_t i) { device.norm_rope_append(qkv, pass, kinds[i].rope ? rope : Tensor(), eps, q, cache.layer(static_cast<std::int64_t>(i))); }},
+      {"norm, rope, append", layers, 0, 2 * rows * static_cast<double>(heads + 2 * kv) * width, [&](std::size_t i) { device.norm_rope_append(qkv, pass, kinds[i].rope ? rope : Tensor(), {eps, c.head_norms == ModelConfig::HeadNorms::none, blocks[i].q_norm, blocks[i].k_norm}, q, cache.layer(static_cast<std::int64_t>(i))); }},
       {"attention", layers, 4 * scores * static_cast<double>(heads), 2 * keys * static_cast<double>(kv) * width, [&](std::size_t i) { device.attention(q, pass, cache.layer(static_cast<std::int64_t>(i)), kinds[i].window, attended); }},
       product("wo", heads, d, layers, rows, [&](std::size_t i) { device.linear(attended, blocks[i].wo, Epilogue::add, x); }),
-      product("fc1", d, 4 * d, layers, rows, [&](std::size_t i) { device.linear(normed, blocks[i].fc1, Epilogue::relu_squared, hidden); }),
-      product("fc2", 4 * d, d, layers, rows, [&](std::size_t i) { device.linear(hidden, blocks[i].fc2, Epilogue::add, x); }),
+      product("fc1", d, c.mlp_columns(), layers, rows, [&](std::size_t i) { device.linear(normed, blocks[i].fc1, epilogue_of(c.activation), hidden); }),
+      product("fc2", c.mlp_width(), d, layers, rows, [&](std::size_t i) { device.linear(inner, blocks[i].fc2, Epilogue::add, x); }),
       product("logits", d, v, 1, static_cast<double>(wanted), [&](std::size_t) { device.linear(few, gpt.weights().lm_head, cap > 0 ? Epilogue::soft_cap : Epilogue::none, logits, cap); }),
   };
+  if (c.activation == Activation::swiglu) {
+    operations.push_back({"swiglu", layers, 0, 3 * rows * static_cast<double>(c.mlp_width()) * width, [&](std::size_t) { device.swiglu(hidden, inner); }});
+  }
+  if (c.learned_positions > 0) operations.push_back({"positions", 1, 0, 3 * rows * static_cast<double>(d) * width, [&](std::size_t) { device.add_positions(gpt.weights().positions, pass, x); }});
   Json out = Json::array();
   double pass_seconds = 0;
   for (const Operation& o : operations) {

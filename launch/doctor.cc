@@ -45,9 +45,9 @@ void look_at_files(Facts& facts, const GenerateCommandOptions& o, const Job* job
     const fs::path& folder = o.mesh.checkpoint;
     std::vector<fs::path> files = weight_files(folder);
     files.push_back(folder / "config.json");
-    if (fs::exists(folder / "tokenizer.tiktoken")) files.push_back(folder / "tokenizer.tiktoken");
+    if (const fs::path tokenizer = tokenizer_file(folder); !tokenizer.empty()) files.push_back(tokenizer);
     if (o.chat.on) std::ranges::copy(chat_files(folder), std::back_inserter(files));
-    if (job) check_params(SafetensorsFolder(folder), job->config);
+    if (job) find_params(SafetensorsFolder(folder), job->config);
     for (const fs::path& file : files) facts.files[file.filename().string()] = file_hash(file, most_read / std::ssize(files)).substr(0, hash_digits);
   });
   noting(facts, "", [&] {

@@ -2,6 +2,7 @@
 #include "launch/commands.h"
 #include "launch/job/agree.h"
 #include "launch/job/signals.h"
+#include "launch/options.h"
 
 #include <fmt/format.h>
 
@@ -32,6 +33,8 @@ constexpr const char* usage =
     "  progress   how far a job is, and what it has finished\n"
     "  tokenize   text to token ids and back\n"
     "  inspect    what is in a checkpoint folder\n"
+    "  import     an Orbax or nanochat checkpoint to a checkpoint folder\n"
+    "  export     a checkpoint folder to an Orbax or Hugging Face one\n"
     "  bench      how fast prefill and decode are, beside what the machine can do\n"
     "  scale      runs on 1 to all ranks, and a report on how that scales\n"
     "  --version  what was compiled in\n";
@@ -124,9 +127,11 @@ int main(int argc, char** argv) {
   if (command == "verify") return run_on_mesh(verify_command, args, argc, argv);
   if (command == "bench") return run_on_mesh(bench_command, args, argc, argv);
   if (command == "scale") return run_on_mesh(scale_command, args, argc, argv);
+  if (command == "inspect" && inspect_quantizes(args)) return run_on_mesh(drift_command, args, argc, argv);
   if (command == "tokenize") return run_alone([&] { return tokenize_command(args); });
   if (command == "progress") return run_alone([&] { return progress_command(args); });
   if (command == "inspect") return run_alone([&] { return inspect_command(args); });
+  if (command == "import" || command == "export") return run_alone([&] { return convert_command(words); });
   if (command == "--version") return run_alone(version_command);
   if (command == "--help" || command == "-h" || command == "help") return run_alone([] { return std::fputs(usage, stdout) < 0; });
   return run_on_mesh(unknown_command, words, argc, argv);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <charconv>
 #include <boost/program_options.hpp>
+#include <fmt/ranges.h>
 
 #include <cmath>
 #include <fstream>
@@ -70,18 +71,21 @@ T choose(const std::string& option, const std::string& word, std::initializer_li
 void add_mesh_options(po::options_description& options, MeshOptions& mesh, std::string& checkpoint) {
   options.add_options()("help,h", "this text")                                                                     //
       ("config", po::value<std::string>()->value_name("FILE"), "INI file with the same names; the command line wins")  //
-      ("checkpoint", value(checkpoint, "DIR"), "folder with config.json, model.safetensors, tokenizer.tiktoken")  //
+      ("checkpoint", value(checkpoint, "DIR"), "folder with config.json, model.safetensors, a tokenizer")  //
       ("device", value(mesh.device, "KIND"), "cpu, cuda, or auto: cuda where a GPU answers, else cpu")             //
       ("dtype", value(mesh.dtype, "TYPE"), "float32, bfloat16, or auto: config.json's")                            //
+      ("context", value(mesh.context, "N"), "tokens that a row may have, and the cache holds of it; 0: all that the model can")  //
       ("mesh", value(mesh.mesh, "x=N"), "the mesh's axes; their product is the number of ranks")                   //
       ("threads", value(mesh.threads, "N"), "CPU threads a rank; 0: the cores it may use, shared with the host's other ranks")  //
       ("share-gpus", po::bool_switch(&mesh.share_gpus), "ranks may share a GPU where they outnumber a host's: slow, for trying")  //
       ("comm-timeout", value(mesh.comm_timeout, "SECONDS"), "no rank waits longer for another");
 }
 
-void add_cache_option(po::options_description& options, MeshOptions& mesh) {
-  options.add_options()("pack-cache", value(mesh.pack_cache, "DIR"),
-                        "keep the packed weights in this folder for the next start; beside: in .kvmesh in the checkpoint's folder");
+/// How weights are kept.
+void add_weight_options(po::options_description& options, MeshOptions& mesh) {
+  options.add_options()  //
+      ("quantize", value(mesh.quantize, "KIND"), "int8: the matrices of products as integers with a scale a column; none: as --dtype")  //
+      ("pack-cache", value(mesh.pack_cache, "DIR"), "keep the packed weights in this folder for the next start; beside: in .kvmesh in the checkpoint's folder");
 }
 
 void add_rows_options(po::options_description& options, std::string& prompts, std::string& output) {
@@ -108,10 +112,12 @@ void check_chat_options(const ChatOptions& chat) {
 
 void check_mesh_options(const MeshOptions& mesh, const char* batch_option = "batch-size") {
   check(mesh.batch_size >= 1 && mesh.batch_size <= 1 << 20, "--{} {}: must be 1 to {}", batch_option, mesh.batch_size, 1 << 20);
+  check(mesh.context == 0 || mesh.context >= 2, "--context {}: must be 2 or more, or 0 for all that the model can", mesh.context);
   check(mesh.comm_timeout > 0, "--comm-timeout {}: must be positive", mesh.comm_timeout);
   check(mesh.threads >= 0 && mesh.threads <= 1024, "--threads {}: must be 0 to 1024", mesh.threads);
   choose<int>("device", mesh.device, {{"cpu", 0}, {"cuda", 0}, {"auto", 0}});
   choose<int>("dtype", mesh.dtype, {{"float32", 0}, {"bfloat16", 0}, {"auto", 0}});
+  choose<int>("quantize", mesh.quantize, {{"none", 0}, {"int8", 0}});
 }
 
 /// A number of rows, or auto.
@@ -155,7 +161,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   std::optional<std::int32_t> logprobs;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
-  add_cache_option(options, o.mesh);
+  add_weight_options(options, o.mesh);
   add_rows_options(options, prompts, output);
   add_chat_options(options, o.chat);
   options.add_options()("batch-size", value(batch_size, "B"), "rows in flight on the whole mesh; auto: as many as fit into memory");
@@ -228,7 +234,7 @@ std::optional<ScoreOptions> parse_score_options(std::span<const std::string> arg
   std::string checkpoint, prompts, output;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
-  add_cache_option(options, o.mesh);
+  add_weight_options(options, o.mesh);
   add_rows_options(options, prompts, output);
   add_chat_options(options, o.chat);
   options.add_options()("batch-size", value(o.mesh.batch_size, "B"), "rows in flight on the whole mesh");
@@ -249,7 +255,7 @@ std::optional<VerifyOptions> parse_verify_options(std::span<const std::string> a
   std::int64_t seed = 0;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
-  add_cache_option(options, o.mesh);
+  add_weight_options(options, o.mesh);
   options.add_options()  //
       ("batch-size", value(o.mesh.batch_size, "B"), "rows in flight on the whole mesh")                     //
       ("output", value(output, "FILE"), "a complete output of generate")                                    //
@@ -274,7 +280,7 @@ std::optional<BenchOptions> parse_bench_options(std::span<const std::string> arg
   std::string checkpoint, shape, json, parts;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
-  add_cache_option(options, o.mesh);
+  add_weight_options(options, o.mesh);
   options.add_options()  //
       ("batch", value(o.mesh.batch_size, "B"), "rows in flight on the whole mesh")  //
       ("shape", value(shape, "D,layers,q_heads,kv_heads,vocab,seqlen"), "random weights of this shape instead of a checkpoint")  //
@@ -311,7 +317,7 @@ std::optional<ScaleOptions> parse_scale_options(std::span<const std::string> arg
   std::string checkpoint, shape, ranks, report;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
-  add_cache_option(options, o.mesh);
+  add_weight_options(options, o.mesh);
   options.add_options()  //
       ("shape", value(shape, "D,layers,q_heads,kv_heads,vocab,seqlen"), "random weights of this shape instead of a checkpoint")  //
       ("ranks", value(ranks, "N,…"), "rank counts, each of the job's first N ranks; default: 1, 2, 4, … and all")        //
@@ -355,7 +361,7 @@ std::optional<TokenizeOptions> parse_tokenize_options(std::span<const std::strin
   std::string tokenizer;
   po::options_description options("Options");
   options.add_options()("help,h", "this text")                                             //
-      ("tokenizer", value(tokenizer, "FILE"), "token ranks in tiktoken's format")          //
+      ("tokenizer", value(tokenizer, "FILE"), "tokenizer.json, or token ranks in tiktoken's format")  //
       ("decode", po::bool_switch(&o.decode), "the reverse: JSON lists of ids in, text out")                            //
       ("shards", value(o.shards, "PREFIX"), "write training data instead: each line is a document, in PREFIX-000000.bin and so on")  //
       ("shard-tokens", value(o.shard_tokens, "N"), "tokens a shard holds at most; a document is never split");
@@ -469,13 +475,32 @@ std::optional<TrainCommandOptions> parse_train_options(std::span<const std::stri
   return o;
 }
 
-std::optional<std::filesystem::path> parse_inspect_options(std::span<const std::string> args) {
-  std::string checkpoint;
+std::optional<MeshOptions> parse_inspect_options(std::span<const std::string> args, bool speak) {
+  MeshOptions o;
+  std::string checkpoint, prompts;
+  std::vector<std::string> quantize;
   po::options_description options("Options");
-  options.add_options()("help,h", "this text")("checkpoint", value(checkpoint, "DIR"), "the checkpoint folder");
-  if (!parse(args, options, "kvmesh inspect --checkpoint DIR", true)) return std::nullopt;
+  options.add_options()("help,h", "this text")("checkpoint", value(checkpoint, "DIR"), "the checkpoint folder")  //
+      ("batch-size", value(o.batch_size, "B"), "rows in flight, for the memory that they need")                    //
+      ("context", value(o.context, "N"), "tokens that a row may have; 0: all that the model can")                   //
+      ("dtype", value(o.dtype, "TYPE"), "float32, bfloat16, or auto: config.json's")                               //
+      ("quantize", po::value(&quantize)->multitoken()->zero_tokens()->value_name("[int8]"),
+       "how far log-probabilities drift when the matrices of products are integers of 8 bits with a scale a column")  //
+      ("prompts", value(prompts, "FILE"), "for the drift: one JSON object a line; without it random tokens, which are like no text")  //
+      ("device", value(o.device, "KIND"), "for the drift: cpu, cuda, or auto")                                        //
+      ("threads", value(o.threads, "N"), "for the drift: CPU threads; 0: the cores that it may use");
+  if (!parse(args, options, "kvmesh inspect --checkpoint DIR [options]", speak)) return std::nullopt;
   check(!checkpoint.empty(), "--checkpoint DIR is required");
-  return checkpoint;
+  check(quantize.size() <= 1 && (quantize.empty() || quantize[0] == "int8"), "--quantize {}: not int8", fmt::join(quantize, " "));
+  o.checkpoint = checkpoint;
+  o.prompts = prompts;
+  if (inspect_quantizes(args)) o.quantize = "int8";
+  check_mesh_options(o);
+  return o;
+}
+
+bool inspect_quantizes(std::span<const std::string> args) {
+  return std::any_of(args.begin(), args.end(), [](const std::string& word) { return word == "--quantize" || word.starts_with("--quantize="); });
 }
 
 }  // namespace kvmesh

@@ -20,7 +20,8 @@ constexpr std::int64_t auto_batch = -1;
 /// Options of every command that computes on a mesh.
 struct MeshOptions {
   std::filesystem::path checkpoint, prompts, output;  ///< output: empty or "-" is standard output
-  std::string device = "auto", dtype = "auto", mesh;
+  std::string device = "auto", dtype = "auto", quantize = "none", mesh;
+  std::int64_t context = 0;      ///< tokens that a row may have and the cache holds of it; 0: the model's seqlen
   std::int64_t batch_size = 32;  ///< auto_batch: as many rows as fit; settle_batch (job/checkup.h) finds out how many
   int threads = 0;
   double comm_timeout = 60;
@@ -132,7 +133,9 @@ struct TrainCommandOptions {
 };
 std::optional<TrainCommandOptions> parse_train_options(std::span<const std::string> args, bool speak);
 
-/// The checkpoint folder.
-std::optional<std::filesystem::path> parse_inspect_options(std::span<const std::string> args);
+/// Checkpoint, batch_size, dtype, and for the drift quantize (else "none"), prompts, device, context and threads.
+std::optional<MeshOptions> parse_inspect_options(std::span<const std::string> args, bool speak);
+/// Whether inspect is asked for the drift, which computes, on a mesh like the other commands that do.
+bool inspect_quantizes(std::span<const std::string> args);
 
 }  // namespace kvmesh

@@ -162,6 +162,7 @@ int train_command(std::span<const std::string> args, ProcessGroup& group) {
   Job job(o.mesh, group);
   Communicator& ranks = group.world();
   const ModelConfig& config = job.config;
+  check(config.native(), "{}: \"model_type\": training is there for the original's architecture only, not for {}", (o.mesh.checkpoint / "config.json").string(), config.family);
   const ParamLayout layout(config);
 
   DataOptions data = o.rows;
@@ -199,8 +200,7 @@ int train_command(std::span<const std::string> args, ProcessGroup& group) {
   }
   trainer.parameters_changed();
 
-  const fs::path tokenizer = o.mesh.checkpoint / "tokenizer.tiktoken";
-  TrainSaver saver(o.mesh.output, config, fs::exists(tokenizer) ? tokenizer : fs::path(), o.keep);
+  TrainSaver saver(o.mesh.output, config, tokenizer_file(o.mesh.checkpoint), o.keep);
   std::unique_ptr<File> metrics;
   if (!o.metrics.empty()) on_first_rank(ranks, [&] { metrics = open_metrics(o.metrics, o.fresh); });
   const double peak = o.no_peak ? 0 : job.device->measure_limits(job.dtype).flops_per_s * ranks.size();

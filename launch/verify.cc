@@ -62,6 +62,7 @@ GenerateCommandOptions generate_options(const Json& manifest, const VerifyOption
   GenerateCommandOptions g = parse_generate_options(words, false).value();
   if (o.mesh.device != "auto") g.mesh.device = o.mesh.device;
   if (o.mesh.dtype != "auto") g.mesh.dtype = o.mesh.dtype;
+  if (o.mesh.quantize != "none") g.mesh.quantize = o.mesh.quantize;
   g.mesh.mesh = o.mesh.mesh, g.mesh.threads = o.mesh.threads, g.mesh.comm_timeout = o.mesh.comm_timeout;
   g.mesh.batch_size = o.mesh.batch_size, g.mesh.share_gpus = o.mesh.share_gpus;
   if (g.generate.rng == Rng::jax && manifest.contains("lines")) g.mesh.batch_size = std::max(g.mesh.batch_size, manifest["lines"].get<std::int64_t>());

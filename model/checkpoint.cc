@@ -17,31 +17,37 @@
 #include <unordered_set>
 
 namespace kvmesh {
-namespace {
-
-constexpr const char* tokenizer_name = "tokenizer.tiktoken";
-
-}  // namespace
-
-void check_params(const SafetensorsFolder& files, const ModelConfig& config) {
-  std::unordered_set<std::string> expected;
+std::vector<SafetensorsFolder::Entry> find_params(const SafetensorsFolder& files, const ModelConfig& config) {
+  std::vector<SafetensorsFolder::Entry> entries;
+  std::unordered_set<std::string_view> taken;
+  const std::string_view prefix = optional_prefix(config);
   for (const ParamSpec& spec : param_specs(config)) {
-    expected.insert(spec.name);
-    const auto found = files.tensors().find(spec.name);
+    auto found = files.tensors().find(spec.name);
+    if (found == files.tensors().end() && !prefix.empty() && spec.name.starts_with(prefix)) found = files.tensors().find(std::string_view(spec.name).substr(prefix.size()));
     check(found != files.tensors().end(), "{}: tensor \"{}\" {} is missing", files.path().string(), spec.name, to_string(spec.shape));
     const auto& [file, tensor] = found->second;
-    check(tensor->shape == spec.shape, "{}: tensor \"{}\" is {}, but config.json asks for {}", file->path().string(), spec.name,
+    check(tensor->shape == spec.shape, "{}: tensor \"{}\" is {}, but config.json asks for {}", file->path().string(), tensor->name,
           to_string(tensor->shape), to_string(spec.shape));
     check(tensor->dtype == DType::f32 || tensor->dtype == DType::bf16 || tensor->dtype == DType::f16,
-          "{}: tensor \"{}\" is {}; weights are F32, BF16 or F16", file->path().string(), spec.name, name_of(tensor->dtype));
+          "{}: tensor \"{}\" is {}; weights are F32, BF16 or F16", file->path().string(), tensor->name, name_of(tensor->dtype));
+    taken.insert(found->first);
+    entries.push_back(found->second);
   }
   for (const auto& [name, entry] : files.tensors())
-    check(expected.contains(name), "{}: tensor {} is none of this model's", entry.file->path().string(), shown(name));
+    check(taken.contains(name) || is_passed_over(config, name), "{}: tensor {} is none of this model's", entry.file->path().string(), shown(name));
+  return entries;
+}
+
+std::filesystem::path tokenizer_file(const std::filesystem::path& folder) {
+  for (const char* name : {"tokenizer.tiktoken", "tokenizer.json"}) {
+    if (std::filesystem::exists(folder / name)) return folder / name;
+  }
+  return {};
 }
 
 std::optional<Tokenizer> load_tokenizer(const std::filesystem::path& folder, const ModelConfig& config) {
-  const std::filesystem::path file = folder / tokenizer_name;
-  if (!std::filesystem::exists(file)) return std::nullopt;
+  const std::filesystem::path file = tokenizer_file(folder);
+  if (file.empty()) return std::nullopt;
   Tokenizer tokenizer(file, config.has_special_tokens ? &config.special_tokens : nullptr);
   check(tokenizer.ranks() <= config.vocab_size, "{}: has ids up to {}, but config.json's vocab_size is {}", file.string(), tokenizer.ranks() - 1, config.vocab_size);
   return tokenizer;
@@ -86,7 +92,9 @@ class Hash {
 std::vector<std::filesystem::path> checkpoint_files(const std::filesystem::path& folder) {
   std::vector<std::filesystem::path> files = weight_files(folder);
   files.insert(files.begin(), folder / "config.json");
-  if (std::filesystem::exists(folder / tokenizer_name)) files.push_back(folder / tokenizer_name);
+  for (const std::filesystem::path& file : {tokenizer_file(folder), folder / "generation_config.json"}) {
+    if (!file.empty() && std::filesystem::exists(file)) files.push_back(file);
+  }
   for (const std::filesystem::path& file : chat_files(folder)) files.push_back(file);
   return files;
 }
@@ -141,10 +149,10 @@ void save_checkpoint(const std::filesystem::path& folder, const ModelConfig& con
   try {
     fs::remove_all(partial);
     fs::create_directories(partial);
-    if (!tokenizer.empty()) write_file(partial / tokenizer_name, read_file(tokenizer, std::size_t{1} << 30));
+    if (!tokenizer.empty()) write_file(partial / (tokenizer.extension() == ".json" ? "tokenizer.json" : "tokenizer.tiktoken"), read_file(tokenizer, std::size_t{1} << 30));
     write_safetensors_folder(partial, tensors, max_shard_bytes);
     write_file(partial / "config.json", to_json(config));
-    check_params(SafetensorsFolder(partial), config);
+    find_params(SafetensorsFolder(partial), config);
     if (more) more(partial);
     fs::rename(partial, folder);
   } catch (const fs::filesystem_error& e) {

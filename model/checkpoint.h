@@ -2,7 +2,7 @@
 #pragma once
 
 #include "comm/process_group.h"
-#include "model/config.h"
+#include "model/param_spec.h"
 #include "model/safetensors.h"
 #include "model/tokenizer.h"
 #include "runtime/device.h"
@@ -17,37 +17,35 @@
 
 namespace kvmesh {
 
-/// A parameter's name, shape and logical axes, as the checkpoint has it.
-struct ParamSpec {
-  std::string name;                       // e.g. "blocks.3.attn.wq"
-  Shape shape;                            // e.g. [D, H, h]
-  std::vector<std::string> logical_axes;  // e.g. "qkv_embed", "q_heads", "head_dim"; see comm/sharding.h
-};
-
-/// All parameters of a model, in the checkpoint's order.
-std::vector<ParamSpec> param_specs(const ModelConfig& config);
-
-/// The weights as the forward pass reads them, on the device.
+/// The weights as the forward pass reads them, on the device. What a model's config does not ask for is undefined.
 struct GptWeights {
+  struct NormWeights {
+    Tensor weight, bias;  // f32 [D]
+  };
   struct Block {
     Weight qkv;  // [D, (H + 2·K)·h]: query, key, value heads side by side
     Weight wo;   // [H·h, D]
-    Weight fc1;  // [D, 4·D]
-    Weight fc2;  // [4·D, D]
+    Weight fc1;  // [D, F], of a gated MLP [D, 2·F]: gate, then up
+    Weight fc2;  // [F, D]
+    NormWeights attn_norm = {}, mlp_norm = {};
+    Tensor q_norm = {}, k_norm = {};  // f32 [h]
   };
-  Tensor embed;  // [V, D]
+  Tensor embed;      // [V, D]
+  Tensor positions;  // [P, D]
   std::vector<Block> blocks;
-  Weight lm_head;  // [D, V]
+  NormWeights norm;  // before the head
+  Weight lm_head;    // [D, V]
 };
 
-/// An Error that names file and tensor unless the folder's tensors are exactly the config's parameters: each there with its
-/// shape and as F32, BF16 or F16, and no other.
-void check_params(const SafetensorsFolder& files, const ModelConfig& config);
+/// Where each parameter of the config is, in the order of param_specs. An Error that names file and tensor unless the folder's tensors are exactly
+/// these: each there with its shape and as F32, BF16 or F16, and no other.
+std::vector<SafetensorsFolder::Entry> find_params(const SafetensorsFolder& files, const ModelConfig& config);
 
 struct LoadOptions {
   int threads = 0;                    ///< of this rank; 0: its share of the cores that it may use
   std::filesystem::path pack_cache;   ///< folder of packed weights that later starts map (model/pack_cache.h); empty: none
   std::string pack_tag;               ///< changes with the program that packs
+  Quantize quantize = Quantize::none; ///< of the matrices of products: blocks and head, not the embedding, norms and biases
 };
 
 /// Maps model.safetensors (or the shards that model.safetensors.index.json names), checks every tensor's name, shape and dtype,
@@ -57,17 +55,21 @@ GptWeights load_weights(const std::filesystem::path& folder, const ModelConfig& 
                         const LoadOptions& options = {});
 
 /// Bytes of memory that load_weights takes on a host.
-std::size_t weights_bytes(const ModelConfig& config, DType dtype, const Device& device);
+std::size_t weights_bytes(const ModelConfig& config, DType dtype, const Device& device, Quantize quantize = Quantize::none);
 
 /// Weights of a model that nobody has trained: uniform numbers with variance 1 / fan-in, the same for the same seed; for benchmarks. Shared
 /// and collective as load_weights is.
-GptWeights random_weights(const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group, std::uint32_t seed, int threads = 0);
+GptWeights random_weights(const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group, std::uint32_t seed, int threads = 0,
+                          Quantize quantize = Quantize::none);
 
-/// The folder's tokenizer with the config's special tokens, or none if there is no tokenizer.tiktoken. An Error if it has ids
+/// The folder's tokenizer.tiktoken, else its tokenizer.json; an empty path if it has neither.
+std::filesystem::path tokenizer_file(const std::filesystem::path& folder);
+
+/// The folder's tokenizer with the config's special tokens, or none if there is no file of one. An Error if it has ids
 /// beyond the model's vocabulary; only special tokens may lie there: a prompt that holds one cannot be served.
 std::optional<Tokenizer> load_tokenizer(const std::filesystem::path& folder, const ModelConfig& config);
 
-/// 32 hex digits that change with any byte of config.json, the weight files, the tokenizer and the chat template, and with a weight file's
+/// 32 hex digits that change with any byte of config.json, the weight files, the tokenizer's and the chat template, and with a weight file's
 /// name (XXH3, 128 bits: against mix-ups, not against forgery). Reads everything once, with `threads` threads.
 std::string checkpoint_hash(const std::filesystem::path& folder, int threads);
 
@@ -79,7 +81,7 @@ std::vector<std::filesystem::path> checkpoint_files(const std::filesystem::path&
 std::string file_hash(const std::filesystem::path& file, std::int64_t most = std::numeric_limits<std::int64_t>::max());
 
 /// Writes a checkpoint: config.json and the weights, which must be the config's parameters, in shards of at most
-/// `max_shard_bytes`; `tokenizer`, if not empty, is copied to tokenizer.tiktoken. The folder must not exist; it appears complete,
+/// `max_shard_bytes`; `tokenizer`, if not empty, is copied to tokenizer.tiktoken or .json. The folder must not exist; it appears complete,
 /// or an Error (Fault::io when writing failed) leaves only a folder of the same name with ".partial" behind, which the next save
 /// replaces. `more` may write further files into the folder that becomes it. For one rank.
 void save_checkpoint(const std::filesystem::path& folder, const ModelConfig& config, std::span<const NamedTensor> tensors,

@@ -1,89 +1,20 @@
 // config.json: every key checked for type and range, so that later products of sizes cannot overflow.
 #include "model/config.h"
 
-#include "model/json_file.h"
-#include "runtime/check.h"
+#include "model/config_keys.h"
+#include "model/transformers_config.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
-#include <set>
 
 namespace kvmesh {
-namespace {
-
-using nlohmann::json;
-
-// Far above any model, and so that a layer's weights, all layers' weights and a row's cache stay below 2^60 bytes.
-constexpr std::int64_t max_seqlen = std::int64_t{1} << 24, max_vocab = (std::int64_t{1} << 20) - 1, max_width = std::int64_t{1} << 18,
-                       max_layers = std::int64_t{1} << 12;
-
-/// The keys of one config; remembers which were asked for.
-class Keys {
- public:
-  Keys(std::string_view text, const std::string& name) : file_(name), object_(parse_json_object(text, name)) {}
-
-  /// The value, or null if the key is absent.
-  const json* find(const char* key) {
-    known_.insert(key);
-    const auto found = object_.find(key);
-    return found == object_.end() ? nullptr : &*found;
-  }
-
-  std::int64_t whole(const char* key, std::int64_t least, std::int64_t most, const std::int64_t* fallback = nullptr) {
-    const json* value = find(key);
-    check(value || fallback, "{}: the key \"{}\" is missing", file_, key);
-    if (!value) return *fallback;
-    return whole(*value, shown(key), least, most);
-  }
-
-  std::int64_t whole(const json& value, const std::string& what, std::int64_t least, std::int64_t most) const {
-    const bool fits = value.is_number_unsigned() ? value.get<std::uint64_t>() <= static_cast<std::uint64_t>(most) : value.is_number_integer();
-    check(fits && value.get<std::int64_t>() >= least && value.get<std::int64_t>() <= most, "{}: {} must be a whole number from {} to {}", file_,
-          what, least, most);
-    return value.get<std::int64_t>();
-  }
-
-  double real(const char* key, double fallback, bool zero_allowed) {
-    const json* value = find(key);
-    if (!value) return fallback;
-    const bool ok = value->is_number() && std::isfinite(value->get<double>()) && value->get<double>() >= 0;
-    check(ok && (zero_allowed || value->get<double>() > 0), "{}: \"{}\" must be a number {} 0", file_, key, zero_allowed ? "not below" : "above");
-    return value->get<double>();
-  }
-
-  bool flag(const char* key, bool fallback) {
-    const json* value = find(key);
-    check(!value || value->is_boolean(), "{}: \"{}\" must be true or false", file_, key);
-    return value ? value->get<bool>() : fallback;
-  }
-
-  std::string text(const char* key, const char* fallback) {
-    const json* value = find(key);
-    check(!value || value->is_string(), "{}: \"{}\" must be text", file_, key);
-    return value ? value->get<std::string>() : fallback;
-  }
-
-  /// An Error for a key that nobody asked for; a key that begins with "_" is a comment.
-  void check_all_known() const {
-    for (const auto& [key, value] : object_.items())
-      check(known_.contains(key) || key.starts_with('_'), "{}: the key {} is not known; a comment's key begins with \"_\"", file_, shown(key));
-  }
-
-  const std::string& file() const { return file_; }
-
- private:
-  std::string file_;
-  json object_;
-  std::set<std::string> known_;
-};
-
-}  // namespace
-
-ModelConfig read_config(const std::filesystem::path& file) { return parse_config(read_file(file, 1 << 20), file.string()); }
+ModelConfig read_config(const std::filesystem::path& file) {
+  const std::string text = read_file(file, 1 << 20);
+  nlohmann::json object = parse_json_object(text, file);
+  return object.contains("model_type") ? transformers_config(std::move(object), file) : parse_config(text, file.string());
+}
 
 ModelConfig parse_config(std::string_view text, const std::string& source) {
-  Keys keys(text, source);
+  ConfigKeys keys(parse_json_object(text, source), source);
   ModelConfig c;
   c.seqlen = keys.whole("seqlen", 2, max_seqlen);
   c.vocab_size = keys.whole("vocab_size", 1, max_vocab);
@@ -100,7 +31,7 @@ ModelConfig parse_config(std::string_view text, const std::string& source) {
   c.dtype = dtype == "float32" ? DType::f32 : DType::bf16;
   c.rope_theta = keys.real("rope_theta", c.rope_theta, false);
   c.norm_eps = keys.real("norm_eps", c.norm_eps, false);
-  const json* cap = keys.find("logit_soft_cap");
+  const nlohmann::json* cap = keys.find("logit_soft_cap");
   c.logit_soft_cap = cap && cap->is_null() ? 0 : keys.real("logit_soft_cap", c.logit_soft_cap, true);
 
   c.window_pattern = keys.text("window_pattern", "L");
@@ -108,12 +39,12 @@ ModelConfig parse_config(std::string_view text, const std::string& source) {
         "{}: \"window_pattern\" must be made of L and S, and is {}", keys.file(), shown(c.window_pattern));
   std::replace(c.window_pattern.begin(), c.window_pattern.end(), 'l', 'L');
   std::replace(c.window_pattern.begin(), c.window_pattern.end(), 's', 'S');
-  const json* window = keys.find("local_window_size");
+  const nlohmann::json* window = keys.find("local_window_size");
   const std::int64_t quarter = c.seqlen / 4;
   c.local_window_size = window && window->is_null() ? quarter : keys.whole("local_window_size", 0, max_seqlen, &quarter);
   c.nope_global_attn = keys.flag("nope_global_attn", true);
 
-  if (const json* special = keys.find("special_tokens")) {
+  if (const nlohmann::json* special = keys.find("special_tokens")) {
     check(special->is_object(), "{}: \"special_tokens\" must map names to ids", keys.file());
     c.has_special_tokens = true;
     for (const auto& [name, id] : special->items()) {
@@ -143,11 +74,13 @@ std::string to_json(const ModelConfig& c) {
                               {"local_window_size", c.local_window_size},
                               {"nope_global_attn", c.nope_global_attn}};
   if (c.has_special_tokens) j["special_tokens"] = c.special_tokens;
+  if (!c.native()) describe_family(c, j);
   return j.dump(2) + "\n";
 }
 
 // Source of the rule: compute_layer_configs of the original's nanogpt/model.py.
 std::vector<ModelConfig::Layer> ModelConfig::layers() const {
+  if (!own_layers.empty()) return own_layers;
   std::vector<Layer> all(static_cast<std::size_t>(num_layers));
   if (window_pattern.find('S') == std::string::npos) return all;
   const bool mixed = window_pattern != "S";

@@ -3,22 +3,57 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <numbers>
 
 namespace kvmesh {
-// Angles position / theta^(2i/h) are taken in float64 and their cos and sin rounded once to float32: correct to the last place at
-// every position. (The original multiplies in float32 and loses up to 1e-4 rad near position 2048.)
-Tensor rope_table(Device& device, std::int64_t positions, std::int64_t head_dim, double theta) {
-  Tensor table = host_tensor(DType::f32, {positions, head_dim});
+namespace {
+
+/// What a position is divided by to get its head_dim / 2 angles. Source of llama3's stretching: transformers' rope type of that name, after Meta's Llama 3.1:
+/// waves longer than the old context / low_freq_factor by the whole factor, those shorter than the old context / high_freq_factor not at all, those
+/// between by a part.
+std::vector<double> rope_divisors(const ModelConfig& config) {
+  const RopeScaling& s = config.rope_scaling;
+  std::vector<double> divisors;
+  for (std::int64_t i = 0; i < config.head_dim() / 2; ++i) {
+    double d = std::pow(config.rope_theta, 2.0 * static_cast<double>(i) / static_cast<double>(config.head_dim()));
+    if (s.kind == RopeScaling::Kind::linear) d *= s.factor;
+    if (s.kind == RopeScaling::Kind::llama3) {
+      const double waves = static_cast<double>(s.original_positions) / (2 * std::numbers::pi * d);  // in the old context
+      const double kept = std::clamp((waves - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0);
+      d /= (1 - kept) / s.factor + kept;
+    }
+    divisors.push_back(d);
+  }
+  return divisors;
+}
+
+}  // namespace
+
+Epilogue epilogue_of(Activation activation) {
+  switch (activation) {
+    case Activation::relu_squared: return Epilogue::relu_squared;
+    case Activation::gelu_tanh: return Epilogue::gelu_tanh;
+    case Activation::gelu: return Epilogue::gelu;
+    default: return Epilogue::none;  // swiglu is an operation of its own
+  }
+}
+
+// Angles are taken in float64 and their cos and sin rounded once to float32: correct to the last place at every position. (The original multiplies in
+// float32 and loses up to 1e-4 rad near position 2048.)
+Tensor rope_table(Device& device, const ModelConfig& config) {
+  Tensor table = host_tensor(DType::f32, {config.seqlen, config.head_dim()});
   float* row = table.data<float>();
-  const std::int64_t half = head_dim / 2;
-  for (std::int64_t p = 0; p < positions; ++p, row += head_dim) {
+  const std::int64_t half = config.head_dim() / 2;
+  const std::vector<double> divisors = rope_divisors(config);
+  for (std::int64_t p = 0; p < config.seqlen; ++p, row += 2 * half) {
     for (std::int64_t i = 0; i < half; ++i) {
-      const double angle = static_cast<double>(p) / std::pow(theta, 2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
+      const double angle = static_cast<double>(p) / divisors[static_cast<std::size_t>(i)];
       row[i] = static_cast<float>(std::cos(angle));
-      row[half + i] = static_cast<float>(std::sin(angle));
+      row[half + i] = static_cast<float>(config.rope_backwards ? -std::sin(angle) : std::sin(angle));
     }
   }
-  Tensor out = device.empty(DType::f32, {positions, head_dim});
+  Tensor out = device.empty(DType::f32, {config.seqlen, config.head_dim()});
   device.copy(table, out);
   return out;
 }
@@ -29,7 +64,7 @@ Gpt::Gpt(ModelConfig config, DType dtype, GptWeights weights, Device& device)
       weights_(std::move(weights)),
       device_(device),
       layers_(config_.layers()),
-      rope_(rope_table(device, config_.seqlen, config_.head_dim(), config_.rope_theta)) {}
+      rope_(config_.learned_positions > 0 ? Tensor() : rope_table(device, config_)) {}
 
 Gpt::Workspace::Workspace(const Gpt& gpt, std::int64_t tokens_) : tokens(tokens_) {
   const ModelConfig& c = gpt.config_;
@@ -40,13 +75,15 @@ Gpt::Workspace::Workspace(const Gpt& gpt, std::int64_t tokens_) : tokens(tokens_
   qkv = d.empty(gpt.dtype_, {tokens, heads + 2 * c.kv_heads * c.head_dim()});
   q = d.empty(gpt.dtype_, {tokens, heads});
   attended = d.empty(gpt.dtype_, {tokens, heads});
-  hidden = d.empty(gpt.dtype_, {tokens, 4 * c.d_emb});
+  hidden = d.empty(gpt.dtype_, {tokens, c.mlp_columns()});
+  if (c.activation == Activation::swiglu) gated = d.empty(gpt.dtype_, {tokens, c.mlp_width()});
+  last = d.empty(gpt.dtype_, {tokens, c.d_emb});
 }
 
 void Gpt::forward(std::span<const std::int32_t> tokens, std::span<const Segment> segments, std::span<const std::int32_t> wanted, const KvCache& cache,
                   Workspace& workspace, const Tensor& logits) const {
-  std::vector<Segment> chunk;
-  std::vector<std::int32_t> rows;
+  std::vector<Segment>& chunk = workspace.segments;
+  std::vector<std::int32_t>& rows = workspace.wanted;
   std::size_t s = 0, w = 0;
   for (std::int64_t from = 0; from < std::ssize(tokens); from += workspace.tokens) {
     const std::int64_t to = std::min<std::int64_t>(from + workspace.tokens, std::ssize(tokens));
@@ -69,7 +106,8 @@ void Gpt::forward(std::span<const std::int32_t> tokens, std::span<const Segment>
 void Gpt::forward_chunk(std::span<const std::int32_t> tokens, std::span<const Segment> segments, std::span<const std::int32_t> wanted,
                         const KvCache& cache, Workspace& workspace, const Tensor& logits) const {
   const Pass pass = device_.prepare(tokens, segments, wanted);
-  device_.run(pass, {serial_, cache.serial(), workspace.serial, logits.raw()}, [&] { enqueue(pass, std::ssize(tokens), cache, workspace, logits); });
+  const auto body = [&] { enqueue(pass, std::ssize(tokens), cache, workspace, logits); };
+  device_.run(pass, {serial_, cache.serial(), workspace.serial, logits.raw()}, std::cref(body));  // a reference fits into a function without memory of its own
 }
 
 void Gpt::enqueue(const Pass& pass, std::int64_t t, const KvCache& cache, Workspace& workspace, const Tensor& logits) const {
@@ -77,27 +115,33 @@ void Gpt::enqueue(const Pass& pass, std::int64_t t, const KvCache& cache, Worksp
   const Tensor x = workspace.x.slice(0, t), normed = workspace.normed.slice(0, t);                // [t, D]
   const Tensor qkv = workspace.qkv.slice(0, t);                                                   // [t, (H + 2·K)·h]
   const Tensor q = workspace.q.slice(0, t), attended = workspace.attended.slice(0, t);            // [t, H·h]
-  const Tensor hidden = workspace.hidden.slice(0, t);                                             // [t, 4·D]
+  const Tensor hidden = workspace.hidden.slice(0, t);                                             // [t, columns of fc1]
+  const bool gated = config_.activation == Activation::swiglu;
+  const Tensor inner = gated ? workspace.gated.slice(0, t) : hidden;                              // [t, F]
+  const auto norm = [&](const Tensor& from, const GptWeights::NormWeights& w, const Tensor& to) { device_.norm(from, {eps, config_.layer_norm, w.weight, w.bias}, to); };
 
-  device_.gather_rows(weights_.embed, pass.ids, x);
+  device_.gather_rows(weights_.embed, pass.ids, config_.embedding_norm ? normed : x);
+  if (config_.embedding_norm) norm(normed, {}, x);
+  if (config_.learned_positions > 0) device_.add_positions(weights_.positions, pass, x);
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const GptWeights::Block& block = weights_.blocks[i];
     const LayerCache& layer = cache.layer(static_cast<std::int64_t>(i));
-    device_.rms_norm(x, eps, normed);
+    norm(x, block.attn_norm, normed);
     device_.linear(normed, block.qkv, Epilogue::none, qkv);
-    device_.norm_rope_append(qkv, pass, layers_[i].rope ? rope_ : Tensor(), eps, q, layer);
+    device_.norm_rope_append(qkv, pass, layers_[i].rope ? rope_ : Tensor(), {eps, config_.head_norms == ModelConfig::HeadNorms::none, block.q_norm, block.k_norm}, q, layer);
     device_.attention(q, pass, layer, layers_[i].window, attended);
     device_.linear(attended, block.wo, Epilogue::add, x);
-    device_.rms_norm(x, eps, normed);
-    device_.linear(normed, block.fc1, Epilogue::relu_squared, hidden);
-    device_.linear(hidden, block.fc2, Epilogue::add, x);
+    norm(x, block.mlp_norm, normed);
+    device_.linear(normed, block.fc1, epilogue_of(config_.activation), hidden);
+    if (gated) device_.swiglu(hidden, inner);
+    device_.linear(inner, block.fc2, Epilogue::add, x);
   }
   const std::int64_t wanted = pass.wanted.numel();
   if (wanted == 0) return;
-  // Only the rows that somebody wants meet the vocabulary. `normed` and then `x` are free to hold them.
-  const Tensor last = workspace.normed.slice(0, wanted), last_normed = workspace.attended.view({workspace.tokens, config_.d_emb}).slice(0, wanted);
+  // Only the rows that somebody wants meet the vocabulary.
+  const Tensor last = workspace.normed.slice(0, wanted), last_normed = workspace.last.slice(0, wanted);
   device_.gather_rows(x, pass.wanted, last);
-  device_.rms_norm(last, eps, last_normed);
+  norm(last, weights_.norm, last_normed);
   const auto cap = static_cast<float>(config_.logit_soft_cap);
   device_.linear(last_normed, weights_.lm_head, cap > 0 ? Epilogue::soft_cap : Epilogue::none, logits, cap);
 }

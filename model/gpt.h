@@ -1,4 +1,4 @@
-// The forward pass: packed tokens of any mixture of rows in, logits out, keys and values into the cache. Prefill, decode, chunks and
+// The forward pass of every family (config.h says which parts it has): packed tokens of any mixture of rows in, logits out, keys and values into the cache. Prefill, decode, chunks and
 // scoring are all this one function; a row's bits do not depend on the mixture (device.h).
 #pragma once
 
@@ -10,8 +10,11 @@
 
 namespace kvmesh {
 
-/// f32 [positions, head_dim]: cosines of head_dim / 2 angles, then their sines; row = position in the row. Computed in float64.
-Tensor rope_table(Device& device, std::int64_t positions, std::int64_t head_dim, double theta);
+/// f32 [seqlen, h]: cosines of h / 2 angles, then their sines; row = position in the row. Computed in float64.
+Tensor rope_table(Device& device, const ModelConfig& config);
+
+/// What of an activation is done where the MLP's first matrix is multiplied; swiglu: nothing, it is an operation of its own.
+Epilogue epilogue_of(Activation activation);
 
 class Gpt {
  public:
@@ -33,11 +36,15 @@ class Gpt {
     Tensor x, normed;    // [tokens, D]
     Tensor qkv;          // [tokens, (H + 2·K)·h]
     Tensor q, attended;  // [tokens, H·h]
-    Tensor hidden;       // [tokens, 4·D]
+    Tensor hidden;       // [tokens, columns of fc1]
+    Tensor gated;        // [tokens, F], of a gated MLP
+    Tensor last;         // [tokens, D], of the rows whose logits are wanted
+    std::vector<Segment> segments;     // of the chunk that is on its way
+    std::vector<std::int32_t> wanted;  // likewise
   };
 
   /// tokens: host ids [T], packed as `segments` say (in the order of their offsets, without gaps). `wanted`: ascending rows of the
-  /// packed tokens whose logits f32 [wanted.size(), V] are written to `logits`. Each run's earlier positions must be in the cache.
+  /// packed tokens whose logits f32 [wanted.size(), V] are written to `logits`. On the CPU a pass asks for no memory once one of its size has run. Each run's earlier positions must be in the cache.
   void forward(std::span<const std::int32_t> tokens, std::span<const Segment> segments, std::span<const std::int32_t> wanted, const KvCache& cache,
                Workspace& workspace, const Tensor& logits) const;
 
@@ -52,7 +59,7 @@ class Gpt {
   Device& device_;
   std::uint64_t serial_ = serial_number();
   std::vector<ModelConfig::Layer> layers_;
-  Tensor rope_;  // f32 [seqlen, h]: cos of h/2 angles, then sin; row = position in the row
+  Tensor rope_;  // rope_table's; undefined: no layer has RoPE
 };
 
 }  // namespace kvmesh

@@ -1,18 +1,16 @@
-// The tokenizer: special tokens are cut out of the text, GPT-2's pattern cuts the rest into pieces, each piece is encoded.
+// The tokenizer: added tokens are cut out of the text, the rest is normalized and cut into pieces, each piece is encoded.
 #include "model/tokenizer.h"
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <exception>
+#include <fstream>
 #include <mutex>
-#include <optional>
 #include <thread>
 #include <utility>
 
-#include "model/bpe.h"
-#include "model/gpt2_pattern.h"
 #include "model/tiktoken_file.h"
+#include "model/tokenizer_json.h"
 #include "model/utf8.h"
 #include "runtime/check.h"
 
@@ -23,84 +21,107 @@ constexpr std::string_view end_of_text_name = "<|endoftext|>", pad_name = "<|pad
 
 using SpecialTokens = std::map<std::string, std::int32_t>;
 
-SpecialTokens default_specials(const TiktokenFile& ranks) {
-  const auto next = static_cast<std::int32_t>(ranks.tokens.size());
-  return {{std::string(end_of_text_name), next}, {std::string(pad_name), next + 1}};
+bool is_json(const std::filesystem::path& file) {
+  if (file.extension() == ".json") return true;
+  char first = 0;
+  std::ifstream(file) >> first;
+  return first == '{';
 }
 
-/// Where special tokens stand in a text.
-class SpecialFinder {
- public:
-  explicit SpecialFinder(const SpecialTokens& specials) {
-    for (const auto& [text, id] : specials) begins_with_[static_cast<unsigned char>(text[0])].emplace_back(text, id);
-    for (auto& candidates : begins_with_) {
-      std::sort(candidates.begin(), candidates.end(), [](const auto& a, const auto& b) { return a.first.size() > b.first.size(); });
-    }
-  }
+TokenizerParts read_ranks(const std::filesystem::path& file) {
+  const TiktokenFile ranks = read_tiktoken_file(file);
+  TokenizerParts parts;
+  parts.pre_tokenizer.steps = {{.kind = PreTokenizer::Step::split, .pattern = SplitPattern()}};
+  parts.vocabulary.assign(ranks.tokens.begin(), ranks.tokens.end());
+  parts.texts = parts.vocabulary;
+  return parts;
+}
 
-  struct Found {
-    std::size_t begin, length;
-    std::int32_t id;
-  };
-  /// The first special token at or after `from`, and the longest of those that begin there; {text.size(), 0, -1} if there is none.
-  Found find(std::string_view text, std::size_t from) const {
-    for (; from < text.size(); ++from) {
-      for (const auto& [special, id] : begins_with_[static_cast<unsigned char>(text[from])]) {
-        if (text.substr(from).starts_with(special)) return {from, special.size(), id};
-      }
-    }
-    return {text.size(), 0, -1};
+void add_special(const std::filesystem::path& file, const std::string& text, std::int32_t id, TokenizerParts& parts) {
+  check(!text.empty() && valid_utf8_prefix(text) == text.size(), "special token \"{}\": a special token is a text of at least one character",
+        to_valid_utf8(text));
+  check(id >= 0 && id < rank_limit, "special token \"{}\": its id {} is not within 0 to {}", text, id, rank_limit - 1);
+  for (const AddedToken& token : parts.added) {
+    check(token.text != text || token.id == id, "special token \"{}\": its id is {} in {}, not {}", text, token.id, file.string(), id);
+    if (token.text == text) return;
   }
+  if (static_cast<std::size_t>(id) >= parts.texts.size()) parts.texts.resize(static_cast<std::size_t>(id) + 1);
+  std::string& place = parts.texts[static_cast<std::size_t>(id)];
+  check(place.empty(), "special token \"{}\": its id {} is that of another token ({} has {} ids)", text, id, file.string(), parts.vocabulary.size());
+  place = text;
+  parts.added.push_back({.text = text, .id = id});
+}
 
- private:
-  std::array<std::vector<std::pair<std::string, std::int32_t>>, 256> begins_with_;  ///< [first byte], the longest first
-};
+TokenizerParts read_parts(const std::filesystem::path& file, const SpecialTokens* given) {
+  const bool json = is_json(file);
+  TokenizerParts parts = json ? read_tokenizer_json(file) : read_ranks(file);
+  SpecialTokens specials;
+  if (given != nullptr) specials = *given;
+  else if (const auto next = static_cast<std::int32_t>(parts.texts.size()); !json) specials = {{std::string(end_of_text_name), next}, {std::string(pad_name), next + 1}};
+  for (const auto& [text, id] : specials) add_special(file, text, id, parts);
+  return parts;
+}
+
+std::vector<AddedToken> those_of(const std::vector<AddedToken>& tokens, bool normalized) {
+  std::vector<AddedToken> some;
+  std::copy_if(tokens.begin(), tokens.end(), std::back_inserter(some), [&](const AddedToken& token) { return token.normalized == normalized; });
+  return some;
+}
 
 }  // namespace
 
 struct Tokenizer::Impl {
-  Impl(const std::filesystem::path& file, const SpecialTokens* given)
-      : ranks(read_tiktoken_file(file)), specials(given != nullptr ? *given : default_specials(ranks)), token_of(ranks.tokens) {
-    for (const auto& [text, id] : specials) add_special(file, text, id);
-    finder.emplace(specials);
-    encoder.emplace(ranks.tokens);
+  explicit Impl(TokenizerParts from)
+      : parts(std::move(from)),
+        tokens(parts.vocabulary.begin(), parts.vocabulary.end()),
+        encoder(parts.merges ? BytePairEncoder(tokens, *parts.merges, parts.rules) : BytePairEncoder(tokens)),
+        given(those_of(parts.added, false)),
+        normalized(those_of(parts.added, true)) {
+    for (const std::string& text : parts.texts) token_bytes.push_back(parts.decoder ? parts.decoder->bytes(text) : text);
+    parts.merges.reset();
   }
 
-  void add_special(const std::filesystem::path& file, const std::string& text, std::int32_t id) {
-    check(!text.empty() && valid_utf8_prefix(text) == text.size(), "special token \"{}\": a special token is a text of at least one character",
-          to_valid_utf8(text));
-    check(id >= 0 && id < rank_limit, "special token \"{}\": its id {} is not within 0 to {}", text, id, rank_limit - 1);
-    if (static_cast<std::size_t>(id) >= token_of.size()) token_of.resize(static_cast<std::size_t>(id) + 1);
-    std::string_view& place = token_of[static_cast<std::size_t>(id)];
-    check(place.empty(), "special token \"{}\": its id {} is that of another token ({} has {} ranks)", text, id, file.string(), ranks.count);
-    place = text;
+  std::int32_t id_of_added(std::string_view text) const {
+    const auto found = std::find_if(parts.added.begin(), parts.added.end(), [&](const AddedToken& token) { return token.text == text; });
+    return found == parts.added.end() ? -1 : found->id;
   }
 
-  std::int32_t id_of_special(std::string_view text) const {
-    const auto found = specials.find(std::string(text));
-    return found == specials.end() ? -1 : found->second;
+  /// Appends the ids of `text`, which has no more added tokens; `first`: it begins the whole text.
+  void encode_plain(std::string_view text, bool first, std::vector<std::int32_t>& ids) const {
+    parts.pre_tokenizer(text, first, [&](std::string_view piece) { encoder.encode(piece, ids); });
   }
 
-  TiktokenFile ranks;
-  SpecialTokens specials;
-  std::vector<std::string_view> token_of;  ///< [id], empty where there is none; owned by ranks and specials
-  Gpt2Pattern pattern;
-  std::optional<SpecialFinder> finder;
-  std::optional<BytePairEncoder> encoder;
+  void encode_normalized(std::string_view text, bool first, std::vector<std::int32_t>& ids) const {
+    for (const auto& [begin, end, id] : normalized.parts(text)) {
+      if (id >= 0) ids.push_back(id);
+      else encode_plain(text.substr(begin, end - begin), first && begin == 0, ids);
+    }
+  }
+
+  TokenizerParts parts;
+  std::vector<std::string_view> tokens;  ///< parts.vocabulary
+  BytePairEncoder encoder;
+  AddedTokenFinder given, normalized;    ///< what is found in texts as they are given, and once they are normalized
+  std::vector<std::string> token_bytes;  ///< [id], empty where there is none
 };
 
 Tokenizer::Tokenizer(const std::filesystem::path& file, const std::map<std::string, std::int32_t>* special_tokens)
-    : impl_(std::make_unique<const Impl>(file, special_tokens)) {}
+    : impl_(std::make_unique<const Impl>(read_parts(file, special_tokens))) {}
 Tokenizer::~Tokenizer() = default;
 Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 
-std::int32_t Tokenizer::vocab_size() const { return static_cast<std::int32_t>(impl_->token_of.size()); }
-std::int32_t Tokenizer::ranks() const { return static_cast<std::int32_t>(impl_->ranks.tokens.size()); }
-std::int32_t Tokenizer::end_of_text() const { return impl_->id_of_special(end_of_text_name); }
-std::int32_t Tokenizer::pad() const { return impl_->id_of_special(pad_name); }
+std::int32_t Tokenizer::vocab_size() const { return static_cast<std::int32_t>(impl_->parts.texts.size()); }
+std::int32_t Tokenizer::ranks() const { return static_cast<std::int32_t>(impl_->parts.vocabulary.size()); }
+std::int32_t Tokenizer::end_of_text() const { return impl_->id_of_added(end_of_text_name); }
+std::int32_t Tokenizer::pad() const { return impl_->id_of_added(pad_name); }
 
-std::vector<std::int32_t> Tokenizer::encode(std::string_view text, [[maybe_unused]] bool add_special_tokens) const {
+std::int32_t Tokenizer::id_of(std::string_view token) const {
+  const std::int32_t added = impl_->id_of_added(token);
+  return added >= 0 ? added : impl_->encoder.id_of(token);
+}
+
+std::vector<std::int32_t> Tokenizer::encode(std::string_view text, bool add_special_tokens) const {
   check(text.size() < UINT32_MAX / 3, "a text of {} bytes is too long to be encoded as one", text.size());
   std::string repaired;
   if (valid_utf8_prefix(text) < text.size()) {
@@ -108,22 +129,19 @@ std::vector<std::int32_t> Tokenizer::encode(std::string_view text, [[maybe_unuse
     text = repaired;
   }
   std::vector<std::int32_t> ids;
-  for (std::size_t at = 0; at < text.size();) {
-    const SpecialFinder::Found special = impl_->finder->find(text, at);
-    // The pattern must not see beyond the special token: for it, the text ends there.
-    std::string_view ordinary = text.substr(at, special.begin - at);
-    while (!ordinary.empty()) {
-      const std::size_t length = impl_->pattern.piece_length(ordinary);
-      impl_->encoder->encode(ordinary.substr(0, length), ids);
-      ordinary.remove_prefix(length);
-    }
-    if (special.length > 0) ids.push_back(special.id);
-    at = special.begin + special.length;
+  if (add_special_tokens) ids = impl_->parts.before;
+  // The steps must not see beyond an added token: for them, the text ends there.
+  for (const auto& [begin, end, id] : impl_->given.parts(text)) {
+    const std::string_view part = text.substr(begin, end - begin);
+    if (id >= 0) ids.push_back(id);
+    else if (impl_->parts.normalizer.steps.empty()) impl_->encode_normalized(part, begin == 0, ids);
+    else impl_->encode_normalized(impl_->parts.normalizer(part), begin == 0, ids);
   }
+  if (add_special_tokens) ids.insert(ids.end(), impl_->parts.behind.begin(), impl_->parts.behind.end());
   return ids;
 }
 
-std::vector<std::vector<std::int32_t>> Tokenizer::encode_batch(std::span<const std::string> texts, int threads) const {
+std::vector<std::vector<std::int32_t>> Tokenizer::encode_batch(std::span<const std::string> texts, int threads, bool add_special_tokens) const {
   check(threads >= 1, "encode_batch: {} threads", threads);
   std::vector<std::vector<std::int32_t>> ids(texts.size());
   std::atomic<std::size_t> next = 0;
@@ -131,7 +149,7 @@ std::vector<std::vector<std::int32_t>> Tokenizer::encode_batch(std::span<const s
   std::exception_ptr error;
   const auto work = [&] {
     try {
-      for (std::size_t i; (i = next++) < texts.size();) ids[i] = encode(texts[i]);
+      for (std::size_t i; (i = next++) < texts.size();) ids[i] = encode(texts[i], add_special_tokens);
     } catch (...) {
       next = texts.size();
       const std::lock_guard lock(mutex);
@@ -149,11 +167,19 @@ std::vector<std::vector<std::int32_t>> Tokenizer::encode_batch(std::span<const s
 }
 
 std::string_view Tokenizer::bytes(std::int32_t id) const {
-  if (id < 0 || id >= vocab_size() || impl_->token_of[static_cast<std::size_t>(id)].empty()) return replacement_character;
-  return impl_->token_of[static_cast<std::size_t>(id)];
+  if (id < 0 || id >= vocab_size() || impl_->parts.texts[static_cast<std::size_t>(id)].empty()) return replacement_character;
+  return impl_->token_bytes[static_cast<std::size_t>(id)];
 }
 
 std::string Tokenizer::decode(std::span<const std::int32_t> ids) const {
+  if (impl_->parts.decoder) {
+    std::vector<std::string> tokens;
+    for (const std::int32_t id : ids) {
+      const bool none = id < 0 || id >= vocab_size() || impl_->parts.texts[static_cast<std::size_t>(id)].empty();
+      tokens.emplace_back(none ? replacement_character : impl_->parts.texts[static_cast<std::size_t>(id)]);
+    }
+    return impl_->parts.decoder->decode(std::move(tokens));
+  }
   std::string all;
   for (const std::int32_t id : ids) all += bytes(id);
   return valid_utf8_prefix(all) == all.size() ? all : to_valid_utf8(all);

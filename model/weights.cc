@@ -16,66 +16,88 @@ namespace {
 
 constexpr std::int64_t grain = 1 << 18;  // elements that a thread takes at once
 
-/// One matrix [k, n] of the arena: the named tensors' columns side by side.
+/// One group of parameters in the arena.
 struct Part {
-  std::vector<std::string> names;
-  std::int64_t k = 0, n = 0;
-  bool packed = true;
+  ParamGroup group;
+  DType dtype;  // of its elements, or of what it multiplies
+  Quantize quantize = Quantize::none;
   std::size_t offset = 0, bytes = 0;
+
+  std::int64_t numel() const { return group.k * group.n; }
 };
 
 struct Layout {
-  std::vector<Part> parts;  // embed; qkv, wo, fc1, fc2 of each block; lm_head
+  std::vector<Part> parts;  // as param_groups
   std::size_t bytes = 0;
 };
 
-Layout make_layout(const ModelConfig& config, DType dtype, const Device& device) {
-  const std::int64_t D = config.d_emb, H = config.q_heads, K = config.kv_heads, h = config.head_dim(), V = config.vocab_size;
+/// Matrices packed, tables as `dtype`, vectors as float32.
+Layout make_layout(const ModelConfig& config, DType dtype, Quantize quantize, const Device& device) {
   Layout layout;
-  const auto add = [&](std::vector<std::string> names, std::int64_t k, std::int64_t n, bool packed = true) {
-    const std::size_t bytes = packed ? device.weight_bytes(dtype, k, n) : static_cast<std::size_t>(k * n) * size_of(dtype);
-    layout.parts.push_back({std::move(names), k, n, packed, layout.bytes, bytes});
+  for (ParamGroup& group : param_groups(config)) {
+    const DType own = group.is_matrix() || group.is_table() ? dtype : DType::f32;
+    const Quantize kept = group.is_matrix() ? quantize : Quantize::none;
+    const std::size_t bytes = group.is_matrix() ? device.weight_bytes(own, group.k, group.n, kept) : static_cast<std::size_t>(group.k * group.n) * size_of(own);
+    layout.parts.push_back({std::move(group), own, kept, layout.bytes, bytes});
     layout.bytes += (bytes + 63) / 64 * 64;
-  };
-  add({"embed.weight"}, V, D, false);
-  for (std::int64_t i = 0; i < config.num_layers; ++i) {
-    const std::string block = fmt::format("blocks.{}.", i);
-    add({block + "attn.wq", block + "attn.wk", block + "attn.wv"}, D, (H + 2 * K) * h);
-    add({block + "attn.wo"}, H * h, D);
-    add({block + "mlp.fc1.weight"}, D, 4 * D);
-    add({block + "mlp.fc2.weight"}, 4 * D, D);
   }
-  add({"lm_head.weight"}, D, V);
   return layout;
 }
 
 /// Rows [k, n] of a part, to be packed or copied.
 using Rows = std::function<Tensor(const Part&, cpu::ThreadPool&)>;
 
-/// As the file has them where it can be packed from there, else a copy as `dtype`.
-Tensor read_rows(const SafetensorsFolder& files, const Part& part, DType dtype, cpu::ThreadPool& pool) {
-  const auto whole = [&](const SafetensorsFile& file, const TensorInfo& tensor, const auto& body) {
-    pool.parallel_for(tensor.shape.numel(), grain, [&](std::int64_t begin, std::int64_t end) { body(file, tensor, begin, end - begin); });
-  };
-  const auto& [first, only] = files.tensors().find(part.names[0])->second;
+using Entries = std::map<std::string, SafetensorsFolder::Entry>;  // by the parameter's name
+
+/// Columns [column, column + width) of `rows` [k, n] from a tensor [width, k]: blocks of its rows are read and turned.
+void read_transposed(const SafetensorsFolder::Entry& from, std::int64_t width, std::int64_t column, const Tensor& rows, cpu::ThreadPool& pool) {
+  constexpr std::int64_t block = 64;
+  const std::int64_t k = rows.size(0), n = rows.size(1);
+  pool.parallel_for((width + block - 1) / block, 1, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<std::byte> buffer(static_cast<std::size_t>(block * k) * size_of(rows.dtype()));
+    for (std::int64_t b = begin; b < end; ++b) {
+      const std::int64_t first = b * block, count = std::min(block, width - first);
+      from.file->read(*from.tensor, first * k, count * k, rows.dtype(), buffer.data());
+      const auto turn = [&](auto* out) {
+        const auto* in = reinterpret_cast<const std::remove_pointer_t<decltype(out)>*>(buffer.data());
+        for (std::int64_t i = 0; i < k; ++i) {
+          for (std::int64_t j = 0; j < count; ++j) out[i * n + column + first + j] = in[j * k + i];
+        }
+      };
+      rows.dtype() == DType::bf16 ? turn(static_cast<std::uint16_t*>(rows.raw())) : turn(static_cast<std::uint32_t*>(rows.raw()));
+    }
+  });
+}
+
+/// As the file has them where it can be packed from there, else a copy as the part's dtype, or as float32 where integers are made of it.
+Tensor read_rows(const Entries& entries, const Part& part, cpu::ThreadPool& pool) {
+  const ParamGroup& group = part.group;
+  const DType dtype = part.quantize == Quantize::none ? part.dtype : DType::f32;
+  const std::int64_t k = group.k, n = group.n;
+  const auto& [first, only] = entries.at(group.params[0].name);
   const std::byte* data = first->data(*only);
-  if (part.names.size() == 1 && only->dtype != DType::f16 && reinterpret_cast<std::uintptr_t>(data) % size_of(only->dtype) == 0) {
-    whole(*first, *only, [&](const SafetensorsFile& file, const TensorInfo& t, std::int64_t at, std::int64_t count) { file.check_finite(t, at, count, dtype); });
+  if (group.params.size() == 1 && !group.transposed && only->dtype != DType::f16 && reinterpret_cast<std::uintptr_t>(data) % size_of(only->dtype) == 0) {
+    pool.parallel_for(part.numel(), grain, [&, file = first, tensor = only](std::int64_t begin, std::int64_t end) { file->check_finite(*tensor, begin, end - begin, dtype); });
     void* const mapped = const_cast<std::byte*>(data);
-    return {std::shared_ptr<void>(mapped, [file = first, tensor = only](void*) { file->release(*tensor); }), mapped, only->dtype, {part.k, part.n}};
+    return {std::shared_ptr<void>(mapped, [file = first, tensor = only](void*) { file->release(*tensor); }), mapped, only->dtype, {k, n}};
   }
-  const Tensor rows = host_tensor(dtype, {part.k, part.n});
+  const Tensor rows = host_tensor(dtype, {k, n});
   auto* const out = static_cast<std::byte*>(rows.raw());
   const std::size_t size = size_of(dtype);
   std::int64_t column = 0;
-  for (const std::string& name : part.names) {
-    const auto& [file, tensor] = files.tensors().find(name)->second;
+  for (const ParamSpec& spec : group.params) {
+    const SafetensorsFolder::Entry& entry = entries.at(spec.name);
+    const auto& [file, tensor] = entry;
     file->data(*tensor);
-    const std::int64_t width = tensor->shape.numel() / part.k;
-    pool.parallel_for(part.k, std::max<std::int64_t>(1, grain / width), [&](std::int64_t begin, std::int64_t end) {
-      if (width == part.n) return file->read(*tensor, begin * width, (end - begin) * width, dtype, out + static_cast<std::size_t>(begin * width) * size);
-      for (std::int64_t r = begin; r < end; ++r) file->read(*tensor, r * width, width, dtype, out + static_cast<std::size_t>(r * part.n + column) * size);
-    });
+    const std::int64_t width = tensor->shape.numel() / k;
+    if (group.transposed) {
+      read_transposed(entry, width, column, rows, pool);
+    } else {
+      pool.parallel_for(k, std::max<std::int64_t>(1, grain / width), [&, file = file, tensor = tensor](std::int64_t begin, std::int64_t end) {
+        if (width == n) return file->read(*tensor, begin * width, (end - begin) * width, dtype, out + static_cast<std::size_t>(begin * width) * size);
+        for (std::int64_t r = begin; r < end; ++r) file->read(*tensor, r * width, width, dtype, out + static_cast<std::size_t>(r * n + column) * size);
+      });
+    }
     file->release(*tensor);
     column += width;
   }
@@ -98,13 +120,14 @@ std::vector<std::vector<const Part*>> divide(const Layout& layout, int parts) {
 }
 
 /// Packs a share of the parts into the arena `memory`.
-void pack(const std::vector<const Part*>& share, DType dtype, const Device& device, int threads, const Rows& rows, void* memory) {
+void pack(const std::vector<const Part*>& share, const Device& device, int threads, const Rows& rows, void* memory) {
   cpu::ThreadPool pool(threads);
   const auto pack_one = [&](const Part& part) {
     std::byte* const target = static_cast<std::byte*>(memory) + part.offset;
     const Tensor matrix = rows(part, pool);
-    if (part.packed) return device.pack_weight(matrix, dtype, target);
-    pool.parallel_for(part.k * part.n, grain, [&](std::int64_t begin, std::int64_t end) {
+    const DType dtype = part.dtype;
+    if (part.group.is_matrix()) return device.pack_weight(matrix, dtype, target, part.quantize);
+    pool.parallel_for(part.numel(), grain, [&](std::int64_t begin, std::int64_t end) {
       if (matrix.dtype() == dtype) {
         std::memcpy(target + static_cast<std::size_t>(begin) * size_of(dtype), static_cast<const std::byte*>(matrix.raw()) + static_cast<std::size_t>(begin) * size_of(dtype),
                     static_cast<std::size_t>(end - begin) * size_of(dtype));
@@ -124,24 +147,39 @@ void pack(const std::vector<const Part*>& share, DType dtype, const Device& devi
   });
 }
 
-GptWeights weights_in(const Layout& layout, const ModelConfig& config, DType dtype, Device& device, const Tensor& packed) {
+GptWeights weights_in(const Layout& layout, const ModelConfig& config, Device& device, const Tensor& packed) {
+  using Kind = ParamGroup::Kind;
   const auto arena = std::make_shared<Tensor>(device.resident(packed));
-  auto part = layout.parts.begin();
-  const auto next_weight = [&] {
-    const auto begin = static_cast<std::int64_t>(part->offset), end = begin + static_cast<std::int64_t>(part->bytes);
-    const Weight weight{part->k, part->n, dtype, arena->slice(begin, end)};
-    ++part;
-    return weight;
-  };
   GptWeights weights;
-  weights.embed = Tensor(arena, static_cast<std::byte*>(arena->raw()) + part->offset, dtype, {part->k, part->n});
-  ++part;
-  for (std::int64_t i = 0; i < config.num_layers; ++i) {
-    GptWeights::Block block;
-    for (Weight* weight : {&block.qkv, &block.wo, &block.fc1, &block.fc2}) *weight = next_weight();
-    weights.blocks.push_back(std::move(block));
+  weights.blocks.resize(static_cast<std::size_t>(config.num_layers));
+  for (const Part& part : layout.parts) {
+    const ParamGroup& g = part.group;
+    const auto begin = static_cast<std::int64_t>(part.offset), end = begin + static_cast<std::int64_t>(part.bytes);
+    const auto weight = [&] { return Weight{.k = g.k, .n = g.n, .dtype = part.dtype, .data = arena->slice(begin, end), .quantize = part.quantize}; };
+    const auto tensor = [&](Shape shape) { return Tensor(arena, static_cast<std::byte*>(arena->raw()) + part.offset, part.dtype, shape); };
+    GptWeights::Block& block = weights.blocks[static_cast<std::size_t>(g.layer)];
+    switch (g.kind) {
+      case Kind::embed: weights.embed = tensor({g.k, g.n}); break;
+      case Kind::positions: weights.positions = tensor({g.k, g.n}); break;
+      case Kind::attn_norm: block.attn_norm.weight = tensor({g.n}); break;
+      case Kind::attn_norm_bias: block.attn_norm.bias = tensor({g.n}); break;
+      case Kind::qkv: block.qkv = weight(); break;
+      case Kind::qkv_bias: block.qkv.bias = tensor({g.n}); break;
+      case Kind::q_norm: block.q_norm = tensor({g.n}); break;
+      case Kind::k_norm: block.k_norm = tensor({g.n}); break;
+      case Kind::wo: block.wo = weight(); break;
+      case Kind::wo_bias: block.wo.bias = tensor({g.n}); break;
+      case Kind::mlp_norm: block.mlp_norm.weight = tensor({g.n}); break;
+      case Kind::mlp_norm_bias: block.mlp_norm.bias = tensor({g.n}); break;
+      case Kind::fc1: block.fc1 = weight(); break;
+      case Kind::fc1_bias: block.fc1.bias = tensor({g.n}); break;
+      case Kind::fc2: block.fc2 = weight(); break;
+      case Kind::fc2_bias: block.fc2.bias = tensor({g.n}); break;
+      case Kind::norm: weights.norm.weight = tensor({g.n}); break;
+      case Kind::norm_bias: weights.norm.bias = tensor({g.n}); break;
+      case Kind::lm_head: weights.lm_head = weight(); break;
+    }
   }
-  weights.lm_head = next_weight();
   return weights;
 }
 
@@ -154,42 +192,44 @@ GptWeights load_weights(const std::filesystem::path& folder, const ModelConfig& 
   const int threads = threads_or_all(options.threads, group);
   // Checked before the memory is asked for, so that a wrong config is told as such.
   std::unique_ptr<const SafetensorsFolder> files;
+  Entries entries;
   work_on_host(group, group.local_size(), [&](int) {
     files = std::make_unique<const SafetensorsFolder>(folder);
-    check_params(*files, config);
+    const std::vector<SafetensorsFolder::Entry> found = find_params(*files, config);
+    const std::vector<ParamSpec> specs = param_specs(config);
+    for (std::size_t i = 0; i < specs.size(); ++i) entries.emplace(specs[i].name, found[i]);
   });
-  const Layout layout = make_layout(config, dtype, device);
+  const Layout layout = make_layout(config, dtype, options.quantize, device);
   const auto build = [&] {
     return share_on_host(group, static_cast<std::int64_t>(layout.bytes), [&](void* memory, int part, int parts) {
-      pack(divide(layout, parts)[static_cast<std::size_t>(part)], dtype, device, threads,
-           [&](const Part& p, cpu::ThreadPool& pool) { return read_rows(*files, p, dtype, pool); }, memory);
+      pack(divide(layout, parts)[static_cast<std::size_t>(part)], device, threads, [&](const Part& p, cpu::ThreadPool& pool) { return read_rows(entries, p, pool); }, memory);
     });
   };
-  if (options.pack_cache.empty()) return weights_in(layout, config, dtype, device, build());
+  if (options.pack_cache.empty()) return weights_in(layout, config, device, build());
 
-  PackCache cache(options.pack_cache, folder, options.pack_tag, fmt::format("{} {}", device.kind(), name_of(dtype)), static_cast<std::int64_t>(layout.bytes), threads);
+  PackCache cache(options.pack_cache, folder, options.pack_tag, fmt::format("{} {}{}", device.kind(), name_of(dtype), options.quantize == Quantize::none ? "" : " int8"), static_cast<std::int64_t>(layout.bytes), threads);
   Tensor packed = cache.open(group);
   if (!packed.defined()) {
     packed = build();
     cache.save(packed, group);
   }
-  return weights_in(layout, config, dtype, device, packed);
+  return weights_in(layout, config, device, packed);
 }
 
-std::size_t weights_bytes(const ModelConfig& config, DType dtype, const Device& device) { return make_layout(config, dtype, device).bytes; }
+std::size_t weights_bytes(const ModelConfig& config, DType dtype, const Device& device, Quantize quantize) { return make_layout(config, dtype, quantize, device).bytes; }
 
-GptWeights random_weights(const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group, std::uint32_t seed, int threads) {
-  const Layout layout = make_layout(config, dtype, device);
+GptWeights random_weights(const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group, std::uint32_t seed, int threads, Quantize quantize) {
+  const Layout layout = make_layout(config, dtype, quantize, device);
   const auto rows = [&](const Part& part, cpu::ThreadPool& pool) {
-    const Tensor matrix = host_tensor(dtype, {part.k, part.n});
-    const float width = std::sqrt(12.0f / static_cast<float>(part.packed ? part.k : 1));  // of the interval
-    pool.parallel_for(part.k * part.n, grain, [&](std::int64_t begin, std::int64_t end) {
+    const Tensor matrix = host_tensor(part.dtype, {part.group.k, part.group.n});
+    const float width = std::sqrt(12.0f / static_cast<float>(part.group.is_matrix() ? part.group.k : 1));  // of the interval
+    pool.parallel_for(part.numel(), grain, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin; i < end; ++i) {
         std::uint64_t bits = (std::uint64_t{seed} << 32) + part.offset + static_cast<std::uint64_t>(i);  // splitmix64's steps
         bits = ((bits * 0x9e3779b97f4a7c15u) ^ (bits * 0x9e3779b97f4a7c15u) >> 30) * 0xbf58476d1ce4e5b9u;
         bits = (bits ^ bits >> 27) * 0x94d049bb133111ebu;
         const float x = (static_cast<float>(bits >> 40) * 0x1p-24f - 0.5f) * width;
-        if (dtype == DType::bf16) {
+        if (part.dtype == DType::bf16) {
           matrix.data<bfloat16>()[i] = bfloat16(x);
         } else {
           matrix.data<float>()[i] = x;
@@ -199,9 +239,9 @@ GptWeights random_weights(const ModelConfig& config, DType dtype, Device& device
     return matrix;
   };
   const Tensor packed = share_on_host(group, static_cast<std::int64_t>(layout.bytes), [&](void* memory, int part, int parts) {
-    pack(divide(layout, parts)[static_cast<std::size_t>(part)], dtype, device, threads_or_all(threads, group), rows, memory);
+    pack(divide(layout, parts)[static_cast<std::size_t>(part)], device, threads_or_all(threads, group), rows, memory);
   });
-  return weights_in(layout, config, dtype, device, packed);
+  return weights_in(layout, config, device, packed);
 }
 
 }  // namespace kvmesh

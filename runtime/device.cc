@@ -6,6 +6,7 @@
 #include "runtime/cuda/cuda.h"
 #endif
 
+#include <algorithm>
 #include <atomic>
 
 namespace kvmesh {
@@ -65,6 +66,18 @@ std::int64_t expect_heads(const char* op, const Tensor& q, const Heads& h) {
 
 TrainOps& Device::train_ops() { fail(Fault::usage, "training is not there for {} yet", describe()); }
 
+std::size_t Device::weight_bytes(DType dtype, std::int64_t k, std::int64_t n, Quantize quantize) const {
+  check(dtype == DType::f32 || dtype == DType::bf16, "a weight is float32 or bfloat16, not {}", name_of(dtype));
+  check(k > 0 && n > 0, "a weight [{}, {}] is empty", k, n);
+  return do_weight_bytes(dtype, k, n, quantize);
+}
+
+void Device::pack_weight(const Tensor& source, DType dtype, void* target, Quantize quantize) const {
+  expect_floats("pack_weight", "the weight", source, 2);
+  weight_bytes(dtype, source.size(0), source.size(1), quantize);
+  do_pack_weight(source, dtype, quantize, target);
+}
+
 void Device::gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out) {
   expect_floats("gather_rows", "the table", table, 2);
   if (ids.shape().rank() != 1) fail(Fault::usage, "gather_rows: ids is {}, expected int32 with 1 dimension", show(ids));
@@ -73,33 +86,57 @@ void Device::gather_rows(const Tensor& table, const Tensor& ids, const Tensor& o
   if (out.numel() > 0) do_gather_rows(table, ids, out);
 }
 
-void Device::rms_norm(const Tensor& x, float eps, const Tensor& out) {
-  expect_floats("rms_norm", "x", x, 2);
-  expect("rms_norm", "out", out, x.dtype(), x.shape());
-  check(eps >= 0, "rms_norm: eps is {}, expected 0 or more", eps);
-  if (out.numel() > 0) do_rms_norm(x, eps, out);
+void Device::add_positions(const Tensor& table, const Pass& pass, const Tensor& x) {
+  expect_floats("add_positions", "the table", table, 2);
+  expect("add_positions", "x", x, table.dtype(), {x.size(0), table.size(1)});
+  for (const Segment& s : pass.segments) {
+    check(s.count > 0 && s.offset >= 0 && s.offset + std::int64_t{s.count} <= x.size(0) && s.begin >= s.start && s.begin + s.count - s.start <= table.size(0),
+          "add_positions: positions [{}, + {}) of a row that starts at {}, for rows [{}, + {}) of {}, of a table of {}", s.begin, s.count, s.start, s.offset, s.count, x.size(0), table.size(0));
+  }
+  if (!pass.segments.empty()) do_add_positions(table, pass, x);
+}
+
+void Device::norm(const Tensor& x, const Norm& norm, const Tensor& out) {
+  expect_floats("norm", "x", x, 2);
+  expect("norm", "out", out, x.dtype(), x.shape());
+  check(norm.eps >= 0, "norm: eps is {}, expected 0 or more", norm.eps);
+  if (norm.weight.defined()) expect("norm", "the weight", norm.weight, DType::f32, {x.size(1)});
+  if (norm.bias.defined()) expect("norm", "the bias", norm.bias, DType::f32, {x.size(1)});
+  if (out.numel() > 0) do_norm(x, norm, out);
+}
+
+void Device::swiglu(const Tensor& x, const Tensor& out) {
+  expect_floats("swiglu", "out", out, 2);
+  expect("swiglu", "x", x, out.dtype(), {out.size(0), 2 * out.size(1)});
+  if (out.numel() > 0) do_swiglu(x, out);
 }
 
 void Device::linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap) {
   expect_floats("linear", "x", x, 2);
   expect("linear", "x", x, w.dtype, {x.size(0), w.k});
-  expect("linear", "the packed weight", w.data, DType::u8, {static_cast<std::int64_t>(weight_bytes(w.dtype, w.k, w.n))});
+  expect("linear", "the packed weight", w.data, DType::u8, {static_cast<std::int64_t>(weight_bytes(w.dtype, w.k, w.n, w.quantize))});
+  if (w.bias.defined()) expect("linear", "the bias", w.bias, DType::f32, {w.n});
   expect("linear", "out", out, out.dtype() == DType::f32 ? DType::f32 : x.dtype(), {x.size(0), w.n});
   check(epilogue != Epilogue::soft_cap || cap > 0, "linear: the soft cap is {}, expected more than 0", cap);
   if (out.numel() > 0) do_linear(x, w, epilogue, out, cap);
 }
 
-void Device::norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, float eps, const Tensor& q,
+void Device::norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, const HeadNorm& norm, const Tensor& q,
                               const LayerCache& cache) {
   const char* op = "norm_rope_append";
   const Heads h = expect_cache(op, cache);
   const std::int64_t heads = expect_heads(op, q, h);
   expect(op, "q", q, cache.k.dtype(), q.shape());
   expect(op, "qkv", qkv, q.dtype(), {q.size(0), (heads + 2 * h.kv_heads) * h.head_dim});
-  if (rope.defined()) expect(op, "the RoPE table", rope, DType::f32, {h.size, h.head_dim});
-  check(eps >= 0, "{}: eps is {}, expected 0 or more", op, eps);
+  if (rope.defined()) expect(op, "the RoPE table", rope, DType::f32, {std::max(rope.size(0), h.size), h.head_dim});
+  check(norm.eps >= 0, "{}: eps is {}, expected 0 or more", op, norm.eps);
+  check(norm.q.defined() == norm.k.defined() && !(norm.off && norm.q.defined()), "{}: weights of norms belong to query and key heads that are normed", op);
+  if (norm.q.defined()) {
+    expect(op, "the queries' norm weight", norm.q, DType::f32, {h.head_dim});
+    expect(op, "the keys' norm weight", norm.k, DType::f32, {h.head_dim});
+  }
   expect_segments(op, pass.segments, q.size(0), h);
-  if (!pass.segments.empty()) do_norm_rope_append(qkv, pass, rope, eps, q, cache);
+  if (!pass.segments.empty()) do_norm_rope_append(qkv, pass, rope, norm, q, cache);
 }
 
 void Device::attention(const Tensor& q, const Pass& pass, const LayerCache& cache, std::int64_t window, const Tensor& out) {

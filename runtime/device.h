@@ -17,11 +17,28 @@
 
 namespace kvmesh {
 
-/// A weight matrix [K, N] in the layout that the device's GEMM reads. `data` may lie in memory shared by several ranks.
+/// A weight matrix [K, N] in the layout that the device's GEMM reads, and what is added to its products. `data` may lie in memory shared by several ranks.
 struct Weight {
   std::int64_t k = 0, n = 0;
   DType dtype = DType::f32;
-  Tensor data;  // u8 [Device::weight_bytes(dtype, k, n)]
+  Tensor data{};  // u8 [Device::weight_bytes(dtype, k, n, quantize)]
+  Tensor bias{};  // f32 [n]; undefined: none
+  Quantize quantize = Quantize::none;
+};
+
+/// How a row is normed: x / sqrt(mean(x²) + eps) (RMSNorm) or, `centred`, (x - mean) / sqrt(variance + eps) (LayerNorm), then · weight + bias where
+/// these are there.
+struct Norm {
+  float eps = 0;
+  bool centred = false;
+  Tensor weight = {}, bias = {};  // f32 [D]; undefined: none
+};
+
+/// How query and key heads are normed before RoPE.
+struct HeadNorm {
+  float eps = 0;
+  bool off = false;         ///< not at all
+  Tensor q = {}, k = {};    // f32 [h], weights of every query and key head; both or none
 };
 
 /// One layer's keys and values, the ring: [places, kv_heads, size, head_dim], keys after norm and RoPE.
@@ -99,22 +116,27 @@ class Device {
   /// work, repeat the record instead of asking `body`.
   virtual void run([[maybe_unused]] const Pass& pass, [[maybe_unused]] const Work& work, const std::function<void()>& body) { body(); }
 
-  /// Bytes of a packed [k, n] weight; the packed layout starts at 64-byte aligned addresses.
-  virtual std::size_t weight_bytes(DType dtype, std::int64_t k, std::int64_t n) const = 0;
-  /// Packs host rows `source` [k, n] (f32 or bf16, row-major) into `target`, host memory of weight_bytes(dtype, k, n) bytes.
-  virtual void pack_weight(const Tensor& source, DType dtype, void* target) const = 0;
+  /// Bytes of a packed [k, n] weight for rows of `dtype`; the packed layout starts at 64-byte aligned addresses.
+  std::size_t weight_bytes(DType dtype, std::int64_t k, std::int64_t n, Quantize quantize = Quantize::none) const;
+  /// Packs host rows `source` [k, n] (f32 or bf16, row-major) into `target`, host memory of weight_bytes(dtype, k, n, quantize) bytes. int8: column j becomes
+  /// scale[j] = max |source[:, j]| / 127 and integers source / scale, rounded to nearest, ties to even, in float32; a column of zeros stays zeros.
+  void pack_weight(const Tensor& source, DType dtype, void* target, Quantize quantize = Quantize::none) const;
 
   /// out [T, D] = table[ids[t]]; ids i32 [T], each within table [V, D] (else an Error on the CPU and not-a-numbers in out elsewhere); dtypes of table and
   /// out are equal.
   void gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out);
-  /// out [T, D] = x / sqrt(mean(x²) + eps), computed in float32.
-  void rms_norm(const Tensor& x, float eps, const Tensor& out);
-  /// out [T, N] = epilogue(x [T, K] · w [K, N]); sums in float32 in an order fixed by K alone. x has w's dtype; out has it
-  /// too, or is f32. `cap` > 0 is soft_cap's.
+  /// x [T, D] += table [P, D][position - start], the position's place in its row, which must be below P; dtypes of table and x are equal.
+  void add_positions(const Tensor& table, const Pass& pass, const Tensor& x);
+  /// out [T, D] = x as `norm` says, computed in float32 and rounded once.
+  void norm(const Tensor& x, const Norm& norm, const Tensor& out);
+  /// out [T, N] = epilogue(x [T, K] · w [K, N] + bias); sums in float32 in an order fixed by K alone. x has w's dtype; out has it
+  /// too, or is f32. `cap` > 0 is soft_cap's. Of integers: the sums with the integers, then · scale.
   void linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap = 0);
-  /// From qkv [T, (H + 2·K)·h] (all query heads, then key heads, then value heads): q and k normed per head; RoPE'd by
-  /// rope [size, h] (cos of h/2 angles, then sin; row = position - start) unless it is undefined; q [T, H·h] out, k and v into the ring.
-  void norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, float eps, const Tensor& q, const LayerCache& cache);
+  /// out [T, F] = silu(x[:, :F]) · x[:, F:] of x [T, 2·F], silu(x) = x / (1 + e^-x); in float32, rounded once. Source: Shazeer, "GLU Variants" (2020).
+  void swiglu(const Tensor& x, const Tensor& out);
+  /// From qkv [T, (H + 2·K)·h] (all query heads, then key heads, then value heads): q and k normed per head as `norm` says; RoPE'd by
+  /// rope [≥ size, h] (cos of h/2 angles, then sin; row = position - start) unless it is undefined; q [T, H·h] out, k and v into the ring.
+  void norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, const HeadNorm& norm, const Tensor& q, const LayerCache& cache);
   /// out [T, H·h] = softmax(q·k / sqrt(h))·v over the row's own keys start … position, and with window ≥ 0 only those from
   /// position - window on. Query head i reads key head i / (H / K). Call after norm_rope_append of the same segments.
   void attention(const Tensor& q, const Pass& pass, const LayerCache& cache, std::int64_t window, const Tensor& out);
@@ -124,10 +146,14 @@ class Device {
   void sample(const Tensor& logits, std::span<const SampleRow> rows, const SampleOut& out);
 
  private:
+  virtual std::size_t do_weight_bytes(DType dtype, std::int64_t k, std::int64_t n, Quantize quantize) const = 0;
+  virtual void do_pack_weight(const Tensor& source, DType dtype, Quantize quantize, void* target) const = 0;
   virtual void do_gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out) = 0;
-  virtual void do_rms_norm(const Tensor& x, float eps, const Tensor& out) = 0;
+  virtual void do_add_positions(const Tensor& table, const Pass& pass, const Tensor& x) = 0;
+  virtual void do_norm(const Tensor& x, const Norm& norm, const Tensor& out) = 0;
   virtual void do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap) = 0;
-  virtual void do_norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, float eps, const Tensor& q, const LayerCache& cache) = 0;
+  virtual void do_swiglu(const Tensor& x, const Tensor& out) = 0;
+  virtual void do_norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, const HeadNorm& norm, const Tensor& q, const LayerCache& cache) = 0;
   virtual void do_attention(const Tensor& q, const Pass& pass, const LayerCache& cache, std::int64_t window, const Tensor& out) = 0;
   virtual void do_copy_rows(const LayerCache& cache, std::int32_t source, std::int64_t from, std::int32_t target, std::int64_t to, std::int64_t count) = 0;
   virtual void do_sample(const Tensor& logits, std::span<const SampleRow> rows, const SampleOut& out) = 0;

@@ -26,6 +26,11 @@ constexpr std::string_view name_of(DType t) {
   return names[static_cast<int>(t)];
 }
 
+/// What a weight's elements are kept as: `dtype`, or integers of 8 bits and a float32 scale a column.
+enum class Quantize : std::uint8_t { none, int8 };
+
+constexpr std::string_view name_of(Quantize q) { return q == Quantize::none ? "none" : "int8"; }
+
 /// The upper half of a float32. Conversion from float rounds to nearest, ties to even; NaN stays NaN.
 struct bfloat16 {
   std::uint16_t bits = 0;

@@ -7,12 +7,14 @@
 
 namespace kvmesh {
 
-/// What happens to an element of x·w, in float32, before it is rounded once to the output's dtype.
+/// What happens to an element y of x·w + bias, in float32, before it is rounded once to the output's dtype.
 enum class Epilogue {
-  none,          ///< out = x·w
-  add,           ///< out = out + x·w (the residual)
-  relu_squared,  ///< out = max(x·w, 0)²
-  soft_cap,      ///< out = cap · tanh(x·w / cap)
+  none,          ///< out = y
+  add,           ///< out = out + y (the residual)
+  relu_squared,  ///< out = max(y, 0)²
+  gelu,          ///< out = y · Φ(y), the normal distribution's: ½·y·(1 + erf(y / √2))
+  gelu_tanh,     ///< out = ½·y·(1 + tanh(√(2/π)·(y + 0.044715·y³)))
+  soft_cap,      ///< out = cap · tanh(y / cap)
 };
 
 /// A run of consecutive tokens of one row within a packed pass. Positions are absolute cursors: the row began at `start`, the

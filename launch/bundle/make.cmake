@@ -57,6 +57,7 @@ if(EXISTS ${BUILD}/tests/CTestTestfile.cmake)
 endif()
 file(COPY ${SOURCE}/configs DESTINATION ${root})
 file(COPY ${SOURCE}/launch/mpirun DESTINATION ${root}/launch)
+file(COPY ${SOURCE}/launch/convert DESTINATION ${root}/share/kvmesh PATTERN __pycache__ EXCLUDE)
 file(COPY ${SOURCE}/launch/bundle/run DESTINATION ${root})
 file(COPY ${help_texts} DESTINATION ${root}/share)
 

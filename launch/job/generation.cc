@@ -23,8 +23,8 @@ Json choices_of(const GenerateCommandOptions& o) {
 }
 
 Json identity_of(const GenerateCommandOptions& o, const Job& job) {
-  Json identity = {{"kvmesh", version_text()}, {"build", build_text()}, {"device", job.device->kind()}, {"dtype", name_of(job.dtype)},
-                   {"checkpoint", job.hash_of_checkpoint(o.mesh.checkpoint)}, {"prompts", o.prompt.empty() ? file_hash(o.mesh.prompts) : Json(prompt_lines(o.prompt)).dump()}};
+  Json identity = {{"kvmesh", version_text()}, {"build", build_text()}, {"device", job.device->kind()}, {"dtype", name_of(job.dtype)}, {"quantize", name_of(job.quantize)},
+                   {"checkpoint", job.hash_of_checkpoint(o.mesh.checkpoint)}, {"prompts", o.prompt.empty() ? file_hash(o.mesh.prompts) : Json(prompt_lines(o.prompt)).dump()}, {"context", job.config.seqlen}};
   identity.update(choices_of(o));
   identity["chat-template"] = o.chat.file.empty() ? Json() : Json(file_hash(o.chat.file));  // the checkpoint's own is among its files
   identity["chat-date"] = job.chat && !job.chat->day().empty() ? Json::array({job.chat->day()}) : Json::array();
@@ -32,7 +32,7 @@ Json identity_of(const GenerateCommandOptions& o, const Job& job) {
 }
 
 LineSource open_lines(const GenerateCommandOptions& o, const Job& job, Communicator& ranks) {
-  check(job.tokenizer || o.row.stop.empty(), "--stop: {} has no tokenizer.tiktoken", o.mesh.checkpoint.string());
+  check(job.tokenizer || o.row.stop.empty(), "--stop: {} has no tokenizer.tiktoken or tokenizer.json", o.mesh.checkpoint.string());
   for (const std::int32_t id : o.row.stop_tokens) check(id >= 0 && id < job.config.vocab_size, "--stop-token {}: outside the vocabulary of {}", id, job.config.vocab_size);
   check(o.generate.logprobs <= job.config.vocab_size, "--logprobs {}: more than the vocabulary of {}", o.generate.logprobs, job.config.vocab_size);
   LineSource lines = o.prompt.empty() ? LineSource(ranks, o.mesh.prompts) : LineSource(ranks, prompt_lines(o.prompt));

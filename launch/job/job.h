@@ -13,6 +13,10 @@
 
 namespace kvmesh {
 
+/// What --dtype and --quantize ask for.
+DType dtype_of(const MeshOptions& options, const ModelConfig& config);
+Quantize quantize_of(const MeshOptions& options);
+
 struct Job {
   /// Collective. The group's deadline becomes --comm-timeout.
   Job(const MeshOptions& options, ProcessGroup& group) : Job(options, std::nullopt, group) {}
@@ -26,6 +30,7 @@ struct Job {
   std::optional<Tokenizer> tokenizer;
   std::optional<Chat> chat;  ///< open_chat's
   DType dtype;
+  Quantize quantize;
 
   /// For --sync logits (collective): makes the communicator between the devices' memories, where they have their own.
   void join_devices(ProcessGroup& group);

@@ -95,7 +95,7 @@ std::vector<std::int32_t> take_ids(Json& object, const char* text_name, const ch
   if (!text.is_null() && !ids.is_null()) reject("both \"{}\" and \"{}\"", text_name, ids_name);
   if (!ids.is_null()) return id_list(ids, ids_name, context);
   if (!text.is_string()) reject("\"{}\" is not a text", text_name);
-  if (!context.tokenizer) reject("\"{}\" is text, but the checkpoint has no tokenizer.tiktoken", text_name);
+  if (!context.tokenizer) reject("\"{}\" is text, but the checkpoint has no tokenizer.tiktoken or tokenizer.json", text_name);
   if (text_out) *text_out = text;
   return context.tokenizer->encode(text.get_ref<const std::string&>(), adds);
 }
@@ -160,6 +160,14 @@ std::string tail(const RowText& text, std::initializer_list<std::string_view> ow
 
 }  // namespace
 
+std::int32_t RowContext::pad() const { return config.native() ? special("<|pad|>") : config.pad_id; }
+
+std::vector<std::int32_t> RowContext::stop_ids() const {
+  if (!config.native()) return config.stop_ids;
+  const std::int32_t end = special("<|endoftext|>");
+  return end >= 0 ? std::vector{end} : std::vector<std::int32_t>();
+}
+
 std::int32_t RowContext::special(const char* name) const {
   if (tokenizer) return std::string_view(name) == "<|pad|>" ? tokenizer->pad() : tokenizer->end_of_text();
   const auto found = config.special_tokens.find(name);
@@ -194,9 +202,11 @@ InputRow parse_row(std::string_view line, std::int64_t index, const RowContext& 
         row.stop.push_back(s);
       }
     }
-    if (!row.stop.empty() && !context.tokenizer) reject("\"stop\" is text, but the checkpoint has no tokenizer.tiktoken");
+    if (!row.stop.empty() && !context.tokenizer) reject("\"stop\" is text, but the checkpoint has no tokenizer.tiktoken or tokenizer.json");
     row.stop_tokens = d.stop_tokens;
-    if (!d.ignore_eos && context.end_of_text() >= 0) row.stop_tokens.push_back(context.end_of_text());
+    if (!d.ignore_eos) {
+      for (const std::int32_t id : context.stop_ids()) row.stop_tokens.push_back(id);
+    }
     in.text.passed_through = std::move(object);
     check_prompt(prompt, context);
     if (std::ssize(prompt) >= context.config.seqlen) reject("the prompt's {} tokens leave no room for a new one in a context of {}", prompt.size(), context.config.seqlen);

@@ -35,8 +35,8 @@ struct RowContext {
   const Tokenizer* tokenizer;  ///< null: rows must have "tokens"
   const Chat* chat = nullptr;  ///< null: a prompt is taken as it is
 
-  std::int32_t pad() const { return special("<|pad|>"); }                  ///< -1 if there is none
-  std::int32_t end_of_text() const { return special("<|endoftext|>"); }    ///< -1 if there is none
+  std::int32_t pad() const;                      ///< -1 if there is none
+  std::vector<std::int32_t> stop_ids() const;    ///< tokens that end a text
 
  private:
   std::int32_t special(const char* name) const;

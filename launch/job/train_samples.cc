@@ -3,7 +3,7 @@
 namespace kvmesh {
 
 TrainSamples::TrainSamples(const TrainCommandOptions& options, const Job& job, std::int32_t end_of_text) : options_(options), job_(job) {
-  check(options.samples.empty() || job.tokenizer, "--sample: {} has no tokenizer.tiktoken", options.mesh.checkpoint.string());
+  check(options.samples.empty() || job.tokenizer, "--sample: {} has no tokenizer.tiktoken or tokenizer.json", options.mesh.checkpoint.string());
   RowDefaults defaults;
   defaults.max_new_tokens = options.sample_tokens;
   defaults.temperature = options.sample_temperature;

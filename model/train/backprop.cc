@@ -27,7 +27,7 @@ Backprop::Backprop(const ModelConfig& config, DType dtype, Device& device, const
       capacity_(options.rows * config.seqlen),
       head_tokens_(std::min(capacity_, head_tokens)),
       layers_(config.layers()),
-      rope_(rope_table(device, config.seqlen, config.head_dim(), config.rope_theta)) {
+      rope_(rope_table(device, config)) {
   const std::int64_t D = config.d_emb, h = config.head_dim(), heads = config.q_heads * h, kv = config.kv_heads * h, V = config.vocab_size, T = capacity_;
   const auto empty = [&](std::int64_t rows, std::int64_t columns) { return device.empty(dtype, {rows, columns}); };
   weights_.embed = empty(V, D);
@@ -95,13 +95,13 @@ void Backprop::block_forward(std::size_t i, const Tensor& x) {
   const Activations& a = activations(i);
   const Tensor normed = normed_.slice(0, T), qkv = a.qkv.slice(0, T), q = a.q.slice(0, T), attended = a.attended.slice(0, T), middle = a.middle.slice(0, T),
                hidden = a.hidden.slice(0, T);
-  device_.rms_norm(x, eps, normed);
+  device_.norm(x, {eps}, normed);
   device_.linear(normed, block.qkv, Epilogue::none, qkv);
-  device_.norm_rope_append(qkv, pass_, layers_[i].rope ? rope_ : Tensor(), eps, q, a.cache);
+  device_.norm_rope_append(qkv, pass_, layers_[i].rope ? rope_ : Tensor(), {eps}, q, a.cache);
   device_.attention(q, pass_, a.cache, layers_[i].window, attended);
   device_.copy(x, middle);
   device_.linear(attended, block.wo, Epilogue::add, middle);
-  device_.rms_norm(middle, eps, normed);
+  device_.norm(middle, {eps}, normed);
   device_.linear(normed, block.fc1, Epilogue::relu_squared, hidden);
   const Tensor out = rows_of(inputs_[i + 1], T, D);
   device_.copy(middle, out);
@@ -133,7 +133,7 @@ void Backprop::block_backward(std::size_t i, const Tensor& gradient) {
   weight_gradient(hidden, packed(dx_low), layout_.of(m[3], gradient));
   device_.linear(dx_low, turned.fc2, Epilogue::none, dhidden);
   ops_.relu_squared_backward(hidden, dhidden);
-  device_.rms_norm(middle, eps, normed);
+  device_.norm(middle, {eps}, normed);
   weight_gradient(normed, packed(dhidden), layout_.of(m[2], gradient));
   const Tensor dnormed = rows_of(dnormed_, T, config_.d_emb);
   device_.linear(dhidden, turned.fc1, Epilogue::none, dnormed);
@@ -144,7 +144,7 @@ void Backprop::block_backward(std::size_t i, const Tensor& gradient) {
   device_.linear(dx_low, turned.wo, Epilogue::none, dattended);
   ops_.attention_backward(a.q.slice(0, T), pass_, a.cache, layers_[i].window, attended, dattended, dq, dk, dv);
   ops_.norm_rope_backward(a.qkv.slice(0, T), dq, dk, dv, pass_, a.cache, layers_[i].rope ? rope_ : Tensor(), eps, dqkv);
-  device_.rms_norm(x, eps, normed);
+  device_.norm(x, {eps}, normed);
   weight_gradient(normed, packed(dqkv), layout_.of(m[0], gradient));
   device_.linear(dqkv, turned.qkv, Epilogue::none, dnormed);
   ops_.rms_norm_backward(x, dnormed, eps, dx, rounded);
@@ -168,7 +168,7 @@ LossSum Backprop::run(const TrainBatch& batch, float scale, const Tensor* gradie
     const std::int64_t to = std::min(T, from + head_tokens_), n = to - from;
     const Tensor x = inputs_.back().slice(from, to), normed = normed_.slice(0, n), logits = logits_.slice(0, n), losses = losses_.slice(0, n);
     const Tensor dlogits = gradient ? dlogits_.slice(0, n) : Tensor();
-    device_.rms_norm(x, eps, normed);
+    device_.norm(x, {eps}, normed);
     device_.linear(normed, weights_.lm_head, cap > 0 ? Epilogue::soft_cap : Epilogue::none, logits, cap);
     ops_.cross_entropy(logits, targets.slice(from, to), cap, scale, losses, dlogits);
     for (const double nats : losses.span<double>()) sum.nats += nats;

@@ -88,7 +88,7 @@ void initialize(const ModelConfig& config, const ParamLayout& layout, Init init,
 
 void read_parameters(const std::filesystem::path& folder, const ModelConfig& config, const ParamLayout& layout, const Tensor& vector) {
   const SafetensorsFolder files(folder);
-  check_params(files, config);
+  find_params(files, config);
   std::memset(vector.raw(), 0, vector.bytes());
   for (const Matrix& m : layout.matrices) {
     for (std::size_t i = 0; i < m.names.size(); ++i) {

@@ -27,7 +27,11 @@ std::byte* at(const Tensor& t, std::int64_t element) {
   return static_cast<std::byte*>(t.raw()) + element * static_cast<std::int64_t>(size_of(t.dtype()));
 }
 
+const float* floats_or_null(const Tensor& t) { return t.defined() ? t.data<float>() : nullptr; }
+
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+WeightForm form_of(DType dtype, Quantize quantize) { return {dtype == DType::bf16, quantize == Quantize::int8}; }
 
 }  // namespace
 
@@ -71,19 +75,14 @@ Pass CpuDevice::prepare(std::span<const std::int32_t> ids, std::span<const Segme
   return {segments, view(ids), view(wanted), {}, {}};
 }
 
-std::size_t CpuDevice::weight_bytes(DType dtype, std::int64_t k, std::int64_t n) const {
-  check(dtype == DType::f32 || dtype == DType::bf16, "a weight is float32 or bfloat16, not {}", name_of(dtype));
-  check(k > 0 && n > 0, "a weight [{}, {}] is empty", k, n);
-  return static_cast<std::size_t>(ceil_div(n, kernels_.panel) * kernels_.panel_bytes(dtype == DType::bf16, k));
+std::size_t CpuDevice::do_weight_bytes(DType dtype, std::int64_t k, std::int64_t n, Quantize quantize) const {
+  return static_cast<std::size_t>(ceil_div(n, kernels_.panel) * kernels_.panel_bytes(form_of(dtype, quantize), k));
 }
 
-void CpuDevice::pack_weight(const Tensor& source, DType dtype, void* target) const {
-  check(source.shape().rank() == 2 && (source.dtype() == DType::f32 || source.dtype() == DType::bf16),
-        "a weight to pack is a float32 or bfloat16 matrix, not {}{}", name_of(source.dtype()), to_string(source.shape()));
+void CpuDevice::do_pack_weight(const Tensor& source, DType dtype, Quantize quantize, void* target) const {
   const std::int64_t k = source.size(0), n = source.size(1);
-  weight_bytes(dtype, k, n);
   pool_.parallel_for(ceil_div(n, kernels_.panel), [&](std::int64_t begin, std::int64_t end) {
-    kernels_.pack(source.raw(), source.dtype() == DType::bf16, dtype == DType::bf16, k, n, begin, end, target);
+    kernels_.pack(source.raw(), source.dtype() == DType::bf16, form_of(dtype, quantize), k, n, begin, end, target);
   });
 }
 
@@ -100,11 +99,30 @@ void CpuDevice::do_gather_rows(const Tensor& table, const Tensor& ids, const Ten
   });
 }
 
-void CpuDevice::do_rms_norm(const Tensor& x, float eps, const Tensor& out) {
+void CpuDevice::do_add_positions(const Tensor& table, const Pass& pass, const Tensor& x) {
   const std::int64_t d = x.size(1);
+  for (const Segment& s : pass.segments) {
+    pool_.parallel_for(s.count, 64, [&](std::int64_t begin, std::int64_t end) {
+      void* memory = scratch(2 * kernels_.row_scratch(d));
+      for (std::int64_t i = begin; i < end; ++i) kernels_.add_row(at(x, (s.offset + i) * d), at(table, (s.begin - s.start + i) * d), x.dtype() == DType::bf16, d, memory);
+    });
+  }
+}
+
+void CpuDevice::do_norm(const Tensor& x, const Norm& norm, const Tensor& out) {
+  const std::int64_t d = x.size(1);
+  const NormTask task{.width = d, .weight = floats_or_null(norm.weight), .bias = floats_or_null(norm.bias), .eps = norm.eps, .centred = norm.centred, .bf16 = x.dtype() == DType::bf16};
   pool_.parallel_for(x.size(0), 16, [&](std::int64_t begin, std::int64_t end) {
     void* memory = scratch(kernels_.row_scratch(d));
-    for (std::int64_t t = begin; t < end; ++t) kernels_.rms_norm(at(x, t * d), at(out, t * d), x.dtype() == DType::bf16, d, eps, memory);
+    for (std::int64_t t = begin; t < end; ++t) kernels_.norm(task, at(x, t * d), at(out, t * d), memory);
+  });
+}
+
+void CpuDevice::do_swiglu(const Tensor& x, const Tensor& out) {
+  const std::int64_t f = out.size(1);
+  pool_.parallel_for(x.size(0), 4, [&](std::int64_t begin, std::int64_t end) {
+    void* memory = scratch(2 * kernels_.row_scratch(f));
+    for (std::int64_t t = begin; t < end; ++t) kernels_.swiglu(at(x, t * 2 * f), at(out, t * f), x.dtype() == DType::bf16, f, memory);
   });
 }
 
@@ -116,15 +134,16 @@ void CpuDevice::do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, c
                         .n = w.n,
                         .bf16 = w.dtype == DType::bf16,
                         .out_bf16 = out.dtype() == DType::bf16,
-                        .add = epilogue == Epilogue::add,
-                        .relu_squared = epilogue == Epilogue::relu_squared,
-                        .cap = epilogue == Epilogue::soft_cap ? cap : 0.0f};
+                        .int8 = w.quantize == Quantize::int8,
+                        .bias = w.bias.defined() ? w.bias.data<float>() : nullptr,
+                        .epilogue = epilogue,
+                        .cap = cap};
   // Blocks of rows, each divided by panels into equal parts, for balance about four a thread.
   const std::int64_t rows = x.size(0), panels = ceil_div(w.n, kernels_.panel);
   const std::int64_t block = kernels_.block_rows(task.bf16, task.k), blocks = ceil_div(rows, block);
   const std::int64_t part = ceil_div(panels, std::max<std::int64_t>(4 * pool_.size() / blocks, 1)), parts = ceil_div(panels, part);
   pool_.parallel_for(blocks * parts, 1, [&](std::int64_t begin, std::int64_t end) {
-    void* memory = scratch(kernels_.linear_scratch(task.bf16, task.k, ceil_div(rows, blocks)));
+    void* memory = scratch(kernels_.linear_scratch(task.form(), task.k, ceil_div(rows, blocks)));
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t r = i / parts, p = i % parts;
       kernels_.linear(task, rows * r / blocks, rows * (r + 1) / blocks, panels * p / parts, panels * (p + 1) / parts, memory);
@@ -132,7 +151,7 @@ void CpuDevice::do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, c
   });
 }
 
-void CpuDevice::do_norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, float eps, const Tensor& q,
+void CpuDevice::do_norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, const HeadNorm& norm, const Tensor& q,
                                     const LayerCache& cache) {
   const std::int64_t kv_heads = cache.k.size(1), size = cache.k.size(2), h = cache.k.size(3), heads = q.size(1) / h;
   const std::int64_t width = (heads + 2 * kv_heads) * h;
@@ -148,7 +167,10 @@ void CpuDevice::do_norm_rope_append(const Tensor& qkv, const Pass& pass, const T
                           .kv_heads = kv_heads,
                           .head_dim = h,
                           .head_stride = size * h,
-                          .eps = eps,
+                          .norm = !norm.off,
+                          .q_weight = floats_or_null(norm.q),
+                          .k_weight = floats_or_null(norm.k),
+                          .eps = norm.eps,
                           .bf16 = qkv.dtype() == DType::bf16};
     kernels_.append(task, memory);
   };
@@ -170,11 +192,8 @@ void CpuDevice::do_attention(const Tensor& q, const Pass& pass, const LayerCache
   const std::int64_t kv_heads = cache.k.size(1), size = cache.k.size(2), h = cache.k.size(3), width = q.size(1), group = width / h / kv_heads;
   constexpr std::int64_t queries = 96;  // that share one reading of the keys
   const std::int64_t tokens = std::max<std::int64_t>(1, queries / group);
-  struct Part {
-    const Segment* segment;
-    std::int64_t head, first;
-  };
-  std::vector<Part> parts;
+  std::vector<AttentionPart>& parts = attention_parts_;
+  parts.clear();
   for (const Segment& s : pass.segments) {  // a prompt's last tokens first: they have the most keys
     for (std::int64_t i = ceil_div(s.count, tokens) - 1; i >= 0; --i) {
       for (std::int64_t head = 0; head < kv_heads; ++head) parts.push_back({&s, head, i * tokens});

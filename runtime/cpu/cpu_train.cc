@@ -50,7 +50,7 @@ void CpuTrainOps::pack(const Tensor& source, const Weight& w) {
   check_sizes(w.k * w.n, {&source});
   const std::int64_t panels = (w.n + kernels_.panel - 1) / kernels_.panel;
   pool_.parallel_for(panels, 1, [&](std::int64_t begin, std::int64_t end) {
-    kernels_.pack(source.raw(), is_bf16(source), w.dtype == DType::bf16, w.k, w.n, begin, end, w.data.raw());
+    kernels_.pack(source.raw(), is_bf16(source), {w.dtype == DType::bf16}, w.k, w.n, begin, end, w.data.raw());
   });
 }
 

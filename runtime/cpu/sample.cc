@@ -47,6 +47,7 @@ struct Scratch {
     if (values.size() >= size) return;
     for (auto* v : {&maxima, &values, &scaled, &weights, &spare}) v->resize(size);
     for (auto* v : {&ids, &kept}) v->resize(size);
+    for (auto* v : {&weighed, &live}) v->reserve(size);
   }
 };
 

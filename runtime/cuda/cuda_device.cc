@@ -21,6 +21,8 @@ Tensor pinned_memory(std::size_t bytes) {
 
 bool is_bf16(const Tensor& t) { return t.dtype() == DType::bf16; }
 
+const float* floats_or_null(const Tensor& t) { return t.defined() ? t.data<float>() : nullptr; }
+
 std::int64_t row_bytes(const Tensor& t, std::int64_t width) { return width * static_cast<std::int64_t>(size_of(t.dtype())); }
 
 }  // namespace
@@ -152,29 +154,32 @@ Pass CudaDevice::prepare(std::span<const std::int32_t> ids, std::span<const Segm
           part(runs_at, DType::u8, static_cast<std::int64_t>(segments.size_bytes())), part(run_of_at, DType::i32, tokens)};
 }
 
-std::size_t CudaDevice::weight_bytes(DType dtype, std::int64_t k, std::int64_t n) const {
-  kvmesh::check(dtype == DType::f32 || dtype == DType::bf16, "a weight is float32 or bfloat16, not {}", name_of(dtype));
-  kvmesh::check(k > 0 && n > 0, "a weight [{}, {}] is empty", k, n);
-  return cuda::weight_bytes(dtype == DType::bf16, k, n);
+std::size_t CudaDevice::do_weight_bytes(DType dtype, std::int64_t k, std::int64_t n, Quantize quantize) const {
+  return cuda::weight_bytes({dtype == DType::bf16, quantize == Quantize::int8, k, n});
 }
 
-void CudaDevice::pack_weight(const Tensor& source, DType dtype, void* target) const {
-  kvmesh::check(source.shape().rank() == 2 && (source.dtype() == DType::f32 || source.dtype() == DType::bf16),
-                "a weight to pack is a float32 or bfloat16 matrix, not {}{}", name_of(source.dtype()), to_string(source.shape()));
-  weight_bytes(dtype, source.size(0), source.size(1));
-  cuda::pack_weight(source.raw(), is_bf16(source), dtype == DType::bf16, source.size(0), source.size(1), target);
+void CudaDevice::do_pack_weight(const Tensor& source, DType dtype, Quantize quantize, void* target) const {
+  cuda::pack_weight(source.raw(), is_bf16(source), {dtype == DType::bf16, quantize == Quantize::int8, source.size(0), source.size(1)}, target);
 }
 
 void CudaDevice::do_gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out) {
   must(cuda::gather_rows(queue_, table.raw(), table.size(0), row_bytes(table, table.size(1)), ids.data<std::int32_t>(), ids.size(0), out.raw()));
 }
 
-void CudaDevice::do_rms_norm(const Tensor& x, float eps, const Tensor& out) {
-  must(cuda::rms_norm(queue_, x.raw(), out.raw(), is_bf16(x), x.size(0), x.size(1), eps));
+void CudaDevice::do_add_positions(const Tensor& table, const Pass& pass, const Tensor& x) {
+  must(cuda::add_positions(queue_, {reinterpret_cast<const Segment*>(pass.device_runs.raw()), pass.run_of.data<std::int32_t>(), table.raw(), x.raw(),
+                              std::min(pass.run_of.size(0), x.size(0)), x.size(1), is_bf16(x)}));
 }
 
+void CudaDevice::do_norm(const Tensor& x, const Norm& norm, const Tensor& out) {
+  must(cuda::norm(queue_, {x.raw(), out.raw(), x.size(0), x.size(1), floats_or_null(norm.weight), floats_or_null(norm.bias), norm.eps, norm.centred, is_bf16(x)}));
+}
+
+void CudaDevice::do_swiglu(const Tensor& x, const Tensor& out) { must(cuda::swiglu(queue_, x.raw(), out.raw(), is_bf16(x), out.size(0), out.size(1))); }
+
 void CudaDevice::do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap) {
-  must(cuda::linear(queue_, {x.raw(), w.data.raw(), out.raw(), x.size(0), w.k, w.n, w.dtype == DType::bf16, is_bf16(out), epilogue, cap}));
+  must(cuda::linear(queue_, {x.raw(), w.data.raw(), out.raw(), x.size(0), w.k, w.n, w.dtype == DType::bf16, w.quantize == Quantize::int8, is_bf16(out),
+                             w.bias.defined() ? w.bias.data<float>() : nullptr, epilogue, cap}));
 }
 
 RingTask CudaDevice::ring_of(const Tensor& q, const Pass& pass, const LayerCache& cache) const {
@@ -191,8 +196,8 @@ RingTask CudaDevice::ring_of(const Tensor& q, const Pass& pass, const LayerCache
           is_bf16(q)};
 }
 
-void CudaDevice::do_norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, float eps, const Tensor& q, const LayerCache& cache) {
-  must(append(queue_, {ring_of(q, pass, cache), qkv.raw(), q.raw(), rope.defined() ? rope.data<float>() : nullptr, eps}));
+void CudaDevice::do_norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, const HeadNorm& norm, const Tensor& q, const LayerCache& cache) {
+  must(cuda::append(queue_, {ring_of(q, pass, cache), qkv.raw(), q.raw(), floats_or_null(rope), !norm.off, floats_or_null(norm.q), floats_or_null(norm.k), norm.eps}));
 }
 
 void CudaDevice::do_attention(const Tensor& q, const Pass& pass, const LayerCache& cache, std::int64_t window, const Tensor& out) {

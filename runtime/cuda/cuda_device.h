@@ -39,8 +39,6 @@ class CudaDevice final : public Device {
   Tensor resident(const Tensor& host) override;
   Pass prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted) override;
   void run(const Pass& pass, const Work& work, const std::function<void()>& body) override;
-  std::size_t weight_bytes(DType dtype, std::int64_t k, std::int64_t n) const override;
-  void pack_weight(const Tensor& source, DType dtype, void* target) const override;
 
  private:
   /// What the host writes for kernels to read: filled in pinned memory, uploaded in one piece, and not filled again before that is done.
@@ -60,12 +58,16 @@ class CudaDevice final : public Device {
   using GraphKey = std::tuple<Work, std::int64_t, std::int64_t>;
   static constexpr std::size_t most_graphs = 256;  ///< then all are forgotten
 
+  std::size_t do_weight_bytes(DType dtype, std::int64_t k, std::int64_t n, Quantize quantize) const override;
+  void do_pack_weight(const Tensor& source, DType dtype, Quantize quantize, void* target) const override;
   void record(Graph& graph, const std::function<void()>& body);
 
   void do_gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out) override;
-  void do_rms_norm(const Tensor& x, float eps, const Tensor& out) override;
+  void do_add_positions(const Tensor& table, const Pass& pass, const Tensor& x) override;
+  void do_norm(const Tensor& x, const Norm& norm, const Tensor& out) override;
+  void do_swiglu(const Tensor& x, const Tensor& out) override;
   void do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap) override;
-  void do_norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, float eps, const Tensor& q, const LayerCache& cache) override;
+  void do_norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, const HeadNorm& norm, const Tensor& q, const LayerCache& cache) override;
   void do_attention(const Tensor& q, const Pass& pass, const LayerCache& cache, std::int64_t window, const Tensor& out) override;
   void do_copy_rows(const LayerCache& cache, std::int32_t source, std::int64_t from, std::int32_t target, std::int64_t to, std::int64_t count) override;
   void do_sample(const Tensor& logits, std::span<const SampleRow> rows, const SampleOut& out) override;

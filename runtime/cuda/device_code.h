@@ -74,4 +74,28 @@ __device__ __forceinline__ float tanh_f32(float x) {
   return x < 0 ? -t : t;
 }
 
+/// x · Φ(x), as the CPU has it (runtime/cpu/kernels/math.h).
+__device__ __forceinline__ float gelu_f32(float x) {
+  const float t = 1.0f / fmaf(x < 0 ? -x : x, 0.3125f, 1.0f);
+  float p = -1.8479573e-2f;
+  p = fmaf(p, t, 8.8445991e-2f);
+  p = fmaf(p, t, -1.4400621e-1f);
+  p = fmaf(p, t, 6.4771585e-2f);
+  p = fmaf(p, t, 5.4331459e-3f);
+  p = fmaf(p, t, 5.1236574e-2f);
+  p = fmaf(p, t, 9.1583036e-2f);
+  p = fmaf(p, t, 1.1156328e-1f);
+  p = fmaf(p, t, 1.2478877e-1f);
+  p = fmaf(p, t, 1.2466340e-1f);
+  const float tail = exp_f32(-0.5f * (x * x)) * (p * t);
+  return x * (x < 0 ? tail : 1.0f - tail);
+}
+
+/// ½·x·(1 + tanh u), u = √(2/π)·(x + 0.044715·x³): x / (1 + exp(-2u)), by the exponential of what is not positive.
+__device__ __forceinline__ float gelu_tanh_f32(float x) {
+  const float twice = x * fmaf(x * x, 7.1354816e-2f, 1.5957691f);
+  const float e = exp_f32(twice < 0 ? twice : -twice);
+  return twice < 0 ? x * e / (1.0f + e) : x / (1.0f + e);
+}
+
 }  // namespace kvmesh::cuda

@@ -18,14 +18,22 @@ struct Queue {
   bool early_start = false;  ///< kernels may start while the one before them ends (compute capability 9.0)
 };
 
+/// What a packed weight [k, n] holds: elements of the rows' dtype, or integers and a scale a column.
+struct WeightForm {
+  bool bf16, int8;
+  std::int64_t k, n;
+};
+
 /// out [rows, n] = x [rows, k] · w, with what follows in float32 before the one rounding.
 struct LinearTask {
   const void* x;
   const void* w;  // as pack_weight laid it out
   void* out;
   std::int64_t rows, k, n;
-  bool bf16;      // of x and w
+  bool bf16;      // of x, and of w's elements unless they are integers
+  bool int8;
   bool out_bf16;
+  const float* bias;  // [n]; null: none
   Epilogue epilogue;
   float cap;
 };
@@ -46,7 +54,32 @@ struct AppendTask {
   const void* qkv;
   void* q;
   const float* rope;
+  bool norm;
+  const float* q_weight;  // [head_dim], of the norms; null: ones
+  const float* k_weight;
   float eps;
+};
+
+/// rows [rows, width]: x / sqrt(mean(x²) + eps) or, `centred`, (x - mean) / sqrt(variance + eps), then · weight + bias.
+struct NormTask {
+  const void* x;
+  void* out;
+  std::int64_t rows, width;
+  const float* weight;  // null: ones
+  const float* bias;    // null: zeros
+  float eps;
+  bool centred;
+  bool bf16;
+};
+
+/// x [tokens, width] += table [·, width][position - start]
+struct PositionsTask {
+  const Segment* segments;
+  const std::int32_t* run_of;  // [tokens]: the segment, -1: none
+  const void* table;
+  void* x;
+  std::int64_t tokens, width;
+  bool bf16;
 };
 
 struct AttentionTask {
@@ -78,13 +111,16 @@ struct SampleTask {
 
 cudaError_t gather_rows(const Queue& queue, const void* table, std::int64_t table_rows, std::int64_t row_bytes, const std::int32_t* ids, std::int64_t count,
                         void* out);
-cudaError_t rms_norm(const Queue& queue, const void* x, void* out, bool bf16, std::int64_t rows, std::int64_t width, float eps);
+cudaError_t add_positions(const Queue& queue, const PositionsTask& task);
+cudaError_t norm(const Queue& queue, const NormTask& task);
+/// out [rows, width] = silu(x[:, :width]) · x[:, width:]
+cudaError_t swiglu(const Queue& queue, const void* x, void* out, bool bf16, std::int64_t rows, std::int64_t width);
 cudaError_t append(const Queue& queue, const AppendTask& task);
 cudaError_t copy_rows(const Queue& queue, const CopyTask& task);
 
-std::size_t weight_bytes(bool bf16, std::int64_t k, std::int64_t n);
+std::size_t weight_bytes(const WeightForm& form);
 /// On the host: element [i, j] of source [k, n] to its place in `target`.
-void pack_weight(const void* source, bool source_bf16, bool bf16, std::int64_t k, std::int64_t n, void* target);
+void pack_weight(const void* source, bool source_bf16, const WeightForm& form, void* target);
 cudaError_t linear(const Queue& queue, const LinearTask& task);
 
 constexpr std::int64_t largest_head = 256;  ///< head_dim of attention at most

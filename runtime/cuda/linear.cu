@@ -1,32 +1,34 @@
 // Products with packed weights. One output element is one chain of operations fixed by K alone: in bfloat16, tensor-core products of 16 k, summed in
 // ascending order within spans of 256 k, and the spans' sums added up in ascending order; in float32, one chain of multiply-adds. Which of
 // the kernels runs, and on how many rows, changes who does it and not what is done.
-#include "runtime/cuda/device_code.h"
+#include "runtime/cuda/tiles.h"
 
-#include <cstring>
+#include <type_traits>
 
 namespace kvmesh::cuda {
 namespace {
 
-// A bfloat16 weight lies in tiles of 8 columns × 32 k: [n / 8][k / 32][8][32], zeros beyond its edges. Lane l of a warp reads 16 bytes: 8 successive k of
-// column l / 4, from 8 · (l % 4) on. Two products of 16 k use them: the first takes elements 0 … 3 of each lane, the second 4 … 7, and
-// rows of x are read alike, so that both sides agree on which k is which. All reads are of 16 bytes and contiguous over a warp.
-constexpr std::int64_t tile_columns = 8, tile_k = 32, tile_bytes = tile_columns * tile_k * 2;
-constexpr std::int64_t span_tiles = 8;     // a span is 256 k
-constexpr std::int64_t f32_columns = 64;   // a float32 weight: [n / 64][k][64]
+/// A launch's task: what only this file knows of the weight besides.
+struct Task : LinearTask {
+  const float* scales;  // [n]; null: none
+};
 
 __device__ __forceinline__ float finish(float sum, Epilogue epilogue, float old, float cap) {
   switch (epilogue) {
     case Epilogue::none: return sum;
     case Epilogue::add: return old + sum;
     case Epilogue::relu_squared: return sum > 0 ? sum * sum : 0.0f;
+    case Epilogue::gelu: return gelu_f32(sum);
+    case Epilogue::gelu_tanh: return gelu_tanh_f32(sum);
     default: return cap * tanh_f32(sum / cap);
   }
 }
 
-__device__ __forceinline__ void write_out(const LinearTask& t, std::int64_t row, std::int64_t column, float sum) {
+__device__ __forceinline__ void write_out(const Task& t, std::int64_t row, std::int64_t column, float sum) {
   if (row >= t.rows || column >= t.n) return;
   const std::int64_t at = row * t.n + column;
+  if (t.scales) sum = sum * t.scales[column];
+  if (t.bias) sum = sum + t.bias[column];
   if (t.out_bf16) {
     bfloat16* out = static_cast<bfloat16*>(t.out) + at;
     *out = bfloat16(finish(sum, t.epilogue, t.epilogue == Epilogue::add ? to_float(*out) : 0.0f, t.cap));
@@ -64,21 +66,21 @@ __device__ __forceinline__ uint4 read_row(const LinearTask& t, std::int64_t row,
 constexpr unsigned narrow_threads = 128;
 constexpr int narrow_warps = narrow_threads / 32;
 
-template <int row_tiles, bool whole>
-__global__ void __launch_bounds__(narrow_threads) narrow_kernel(LinearTask t, std::int64_t room) {
+template <int row_tiles, bool whole, bool int8>
+__global__ void __launch_bounds__(narrow_threads) narrow_kernel(Task t, std::int64_t room) {
   grid_dependency_launch();
   float* sums = reinterpret_cast<float*>(dynamic_shared());  // [room spans][row_tiles][32 lanes][4]
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
   const std::int64_t tiles = ceil_div(t.k, tile_k), spans = ceil_div(tiles, span_tiles), first_row = blockIdx.y * 16 * row_tiles;
-  const uint4* w = reinterpret_cast<const uint4*>(static_cast<const std::byte*>(t.w) + blockIdx.x * tiles * tile_bytes) + lane;
-  const auto read_span = [&](std::int64_t span, uint4 (&to)[span_tiles]) {
+  const auto* w = reinterpret_cast<const Stored<int8>*>(static_cast<const std::byte*>(t.w) + blockIdx.x * tiles * tile_bytes<int8>) + lane;
+  const auto read_span = [&](std::int64_t span, Stored<int8> (&to)[span_tiles]) {
 #pragma unroll
     for (int i = 0; i < span_tiles; ++i) {
       const std::int64_t tile = span * span_tiles + i;
       if (tile < tiles) to[i] = w[tile * 32];
     }
   };
-  uint4 weights[span_tiles] = {};
+  Stored<int8> weights[span_tiles] = {};
   if (warp < spans) read_span(warp, weights);  // no kernel writes weights: these may be read before the wait
   grid_dependency_wait();
 
@@ -86,7 +88,7 @@ __global__ void __launch_bounds__(narrow_threads) narrow_kernel(LinearTask t, st
   for (std::int64_t base = 0; base < spans; base += room) {
     const std::int64_t end = base + room < spans ? base + room : spans;
     for (std::int64_t span = base + warp; span < end; span += narrow_warps) {
-      uint4 next[span_tiles] = {};
+      Stored<int8> next[span_tiles] = {};
       const std::int64_t following = span + narrow_warps < end ? span + narrow_warps : end + warp;
       if (following < spans) read_span(following, next);
       float acc[row_tiles][4] = {};
@@ -94,10 +96,11 @@ __global__ void __launch_bounds__(narrow_threads) narrow_kernel(LinearTask t, st
       for (int i = 0; i < span_tiles; ++i) {
         const std::int64_t tile = span * span_tiles + i;
         if (tile >= tiles) break;
+        const uint4 right = as_bf16(weights[i]);
 #pragma unroll
         for (int r = 0; r < row_tiles; ++r) {
           const std::int64_t row = first_row + r * 16 + g, at = tile * tile_k + 8 * q;
-          multiply(acc[r], read_row<whole>(t, row, at), read_row<whole>(t, row + 8, at), weights[i]);
+          multiply(acc[r], read_row<whole>(t, row, at), read_row<whole>(t, row + 8, at), right);
         }
       }
       for (int r = 0; r < row_tiles; ++r) {
@@ -120,11 +123,15 @@ __global__ void __launch_bounds__(narrow_threads) narrow_kernel(LinearTask t, st
 // Many rows: blocks of 128 × 128 from shared memory, which a pipeline of three stages of 64 k fills. k is a multiple of 8.
 constexpr unsigned wide_threads = 256;
 constexpr int wide_rows = 128, wide_columns = 128, stages = 3, stage_tiles = 2;
-constexpr std::size_t stage_x = wide_rows * stage_tiles * tile_k * 2, stage_w = wide_columns / tile_columns * stage_tiles * tile_bytes;
-constexpr std::size_t wide_shared = stages * (stage_x + stage_w);  // 96 KiB: what every GPU has
+constexpr std::size_t stage_x = wide_rows * stage_tiles * tile_k * 2;
+template <bool int8>
+constexpr std::size_t stage_w = wide_columns / tile_columns * stage_tiles * tile_bytes<int8>;
+template <bool int8>
+constexpr std::size_t wide_shared = stages * (stage_x + stage_w<int8>);  // 96 KiB at most: what every GPU has
 static_assert(span_tiles % stage_tiles == 0);
 
-__global__ void __launch_bounds__(wide_threads) wide_kernel(LinearTask t) {
+template <bool int8>
+__global__ void __launch_bounds__(wide_threads) wide_kernel(Task t) {
   grid_dependency_launch();
   std::byte* shared = dynamic_shared();
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
@@ -133,9 +140,11 @@ __global__ void __launch_bounds__(wide_threads) wide_kernel(LinearTask t) {
   const std::int64_t first_row = static_cast<std::int64_t>(blockIdx.y) * wide_rows, first_tile = static_cast<std::int64_t>(blockIdx.x) * (wide_columns / tile_columns);
 
   // A stage: x [2 tiles of k][128 rows][32 k], then w [16 tiles of columns][2 tiles of k][8][32].
+  constexpr std::size_t stage = stage_x + stage_w<int8>;
+  constexpr int chunks = static_cast<int>(tile_bytes<int8> / 16);  // of a tile
   const auto fill = [&](std::int64_t step) {
     if (step < steps) {
-      std::byte* x = shared + step % stages * (stage_x + stage_w);
+      std::byte* x = shared + step % stages * stage;
       std::byte* w = x + stage_x;
       for (int c = static_cast<int>(threadIdx.x); c < static_cast<int>(stage_x / 16); c += wide_threads) {
         const int row = c / 8, tile = c % 8 / 4, part = c % 4;
@@ -144,12 +153,12 @@ __global__ void __launch_bounds__(wide_threads) wide_kernel(LinearTask t) {
         const bfloat16* from = static_cast<const bfloat16*>(t.x) + (valid ? (first_row + row) * t.k + k : 0);
         copy_16_async(x + (tile * wide_rows + row) * tile_k * 2 + part * 16, from, valid);
       }
-      for (int c = static_cast<int>(threadIdx.x); c < static_cast<int>(stage_w / 16); c += wide_threads) {
-        const int tile = c / 64, within = c % 64;
-        const std::int64_t k = step * stage_tiles + within / 32, column = first_tile + tile;
+      for (int c = static_cast<int>(threadIdx.x); c < static_cast<int>(stage_w<int8> / 16); c += wide_threads) {
+        const int tile = c / (stage_tiles * chunks), within = c % (stage_tiles * chunks);
+        const std::int64_t k = step * stage_tiles + within / chunks, column = first_tile + tile;
         const bool valid = column < column_tiles && k < tiles;
-        const std::byte* from = static_cast<const std::byte*>(t.w) + (valid ? (column * tiles + k) * tile_bytes + within % 32 * 16 : 0);
-        copy_16_async(w + tile * stage_tiles * tile_bytes + within * 16, from, valid);
+        const std::byte* from = static_cast<const std::byte*>(t.w) + (valid ? (column * tiles + k) * tile_bytes<int8> + within % chunks * 16 : 0);
+        copy_16_async(w + tile * stage_tiles * tile_bytes<int8> + within * 16, from, valid);
       }
     }
     copy_async_commit();  // an empty one keeps the count
@@ -172,14 +181,16 @@ __global__ void __launch_bounds__(wide_threads) wide_kernel(LinearTask t) {
     copy_async_wait<stages - 2>();
     __syncthreads();  // this step's stage is there for all, and the one before it is free
     fill(step + stages - 1);
-    const std::byte* x = shared + step % stages * (stage_x + stage_w);
+    const std::byte* x = shared + step % stages * stage;
     const std::byte* w = x + stage_x;
 #pragma unroll
     for (int tile = 0; tile < stage_tiles; ++tile) {
       if (step * stage_tiles + tile >= tiles) break;
       uint4 right[4];
 #pragma unroll
-      for (int c = 0; c < 4; ++c) right[c] = *reinterpret_cast<const uint4*>(w + ((warp_tile + c) * stage_tiles + tile) * tile_bytes + lane * 16);
+      for (int c = 0; c < 4; ++c) {
+        right[c] = as_bf16(reinterpret_cast<const Stored<int8>*>(w + ((warp_tile + c) * stage_tiles + tile) * tile_bytes<int8>)[lane]);
+      }
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
         const std::byte* row = x + (tile * wide_rows + warp_row + r * 16 + g) * tile_k * 2 + q * 16;
@@ -206,7 +217,8 @@ __global__ void __launch_bounds__(wide_threads) wide_kernel(LinearTask t) {
 constexpr unsigned f32_threads = 256;
 constexpr int f32_rows = 32, f32_k = 32;
 
-__global__ void __launch_bounds__(f32_threads) f32_kernel(LinearTask t) {
+template <bool int8>
+__global__ void __launch_bounds__(f32_threads) f32_kernel(Task t) {
   grid_dependency_launch();
   grid_dependency_wait();
   __shared__ float xs[f32_k][f32_rows + 1];
@@ -214,7 +226,8 @@ __global__ void __launch_bounds__(f32_threads) f32_kernel(LinearTask t) {
   const int tid = static_cast<int>(threadIdx.x), row = tid / 16 * 2, column = tid % 16 * 4;
   const std::int64_t first_row = static_cast<std::int64_t>(blockIdx.y) * f32_rows;
   const float* x = static_cast<const float*>(t.x);
-  const float* w = static_cast<const float*>(t.w) + blockIdx.x * t.k * f32_columns;
+  using Element = std::conditional_t<int8, std::int8_t, float>;
+  const Element* w = static_cast<const Element*>(t.w) + blockIdx.x * t.k * f32_columns;
   float sum[2][4] = {};
   for (std::int64_t k0 = 0; k0 < t.k; k0 += f32_k) {
     const int depth = static_cast<int>(t.k - k0 < f32_k ? t.k - k0 : f32_k);
@@ -222,7 +235,7 @@ __global__ void __launch_bounds__(f32_threads) f32_kernel(LinearTask t) {
       const int r = i / f32_k, k = i % f32_k;
       xs[k][r] = first_row + r < t.rows && k < depth ? x[(first_row + r) * t.k + k0 + k] : 0.0f;
     }
-    for (int i = tid; i < depth * f32_columns; i += f32_threads) ws[i / f32_columns][i % f32_columns] = w[k0 * f32_columns + i];
+    for (int i = tid; i < depth * f32_columns; i += f32_threads) ws[i / f32_columns][i % f32_columns] = static_cast<float>(w[k0 * f32_columns + i]);
     __syncthreads();
     for (int k = 0; k < depth; ++k) {
       const float a = xs[k][row], b = xs[k][row + 1];
@@ -243,51 +256,38 @@ __global__ void __launch_bounds__(f32_threads) f32_kernel(LinearTask t) {
   }
 }
 
-template <int row_tiles>
-cudaError_t narrow(const Queue& queue, const LinearTask& t, std::int64_t column_tiles) {
+template <int row_tiles, bool int8>
+cudaError_t narrow(const Queue& queue, const Task& t, std::int64_t column_tiles) {
   constexpr std::int64_t span_bytes = row_tiles * 128 * 4;  // of one span's sums
   const std::int64_t spans = ceil_div(ceil_div(t.k, tile_k), span_tiles), most = (48 << 10) / span_bytes;
   const std::int64_t room = spans < most ? spans : most;
   const dim3 grid(static_cast<unsigned>(column_tiles), static_cast<unsigned>(ceil_div<std::int64_t>(t.rows, 16 * row_tiles)));
-  return launch(queue, grid, narrow_threads, static_cast<std::size_t>(room * span_bytes), t.k % 8 == 0 ? narrow_kernel<row_tiles, true> : narrow_kernel<row_tiles, false>,
-                t, room);
+  return launch(queue, grid, narrow_threads, static_cast<std::size_t>(room * span_bytes),
+                t.k % 8 == 0 ? narrow_kernel<row_tiles, true, int8> : narrow_kernel<row_tiles, false, int8>, t, room);
+}
+
+template <bool int8>
+cudaError_t linear_of(const Queue& queue, const Task& t) {
+  if (!t.bf16) {
+    const dim3 grid(static_cast<unsigned>(ceil_div(t.n, f32_columns)), static_cast<unsigned>(ceil_div<std::int64_t>(t.rows, f32_rows)));
+    return launch(queue, grid, f32_threads, 0, f32_kernel<int8>, t);
+  }
+  const dim3 wide(static_cast<unsigned>(ceil_div<std::int64_t>(t.n, wide_columns)), static_cast<unsigned>(ceil_div<std::int64_t>(t.rows, wide_rows)));
+  if (t.k % 8 == 0 && t.rows >= wide_rows && wide.x * wide.y >= static_cast<unsigned>(queue.multiprocessors)) {
+    return launch(queue, wide, wide_threads, wide_shared<int8>, wide_kernel<int8>, t);
+  }
+  const std::int64_t column_tiles = ceil_div(t.n, tile_columns);
+  if (t.rows <= 16) return narrow<1, int8>(queue, t, column_tiles);
+  if (t.rows <= 32) return narrow<2, int8>(queue, t, column_tiles);
+  return narrow<4, int8>(queue, t, column_tiles);
 }
 
 }  // namespace
 
-std::size_t weight_bytes(bool bf16, std::int64_t k, std::int64_t n) {
-  return static_cast<std::size_t>(bf16 ? ceil_div(n, tile_columns) * ceil_div(k, tile_k) * tile_bytes : ceil_div(n, f32_columns) * k * f32_columns * 4);
-}
-
-void pack_weight(const void* source, bool source_bf16, bool bf16, std::int64_t k, std::int64_t n, void* target) {
-  std::memset(target, 0, weight_bytes(bf16, k, n));
-  const std::int64_t tiles = ceil_div(k, tile_k);
-  for (std::int64_t i = 0; i < k; ++i) {
-    for (std::int64_t j = 0; j < n; ++j) {
-      const std::int64_t from = i * n + j;
-      const float x = source_bf16 ? static_cast<float>(static_cast<const bfloat16*>(source)[from]) : static_cast<const float*>(source)[from];
-      if (bf16) {
-        static_cast<bfloat16*>(target)[((j / tile_columns * tiles + i / tile_k) * tile_columns + j % tile_columns) * tile_k + i % tile_k] = bfloat16(x);
-      } else {
-        static_cast<float*>(target)[(j / f32_columns * k + i) * f32_columns + j % f32_columns] = x;
-      }
-    }
-  }
-}
-
 cudaError_t linear(const Queue& queue, const LinearTask& t) {
-  if (!t.bf16) {
-    const dim3 grid(static_cast<unsigned>(ceil_div(t.n, f32_columns)), static_cast<unsigned>(ceil_div<std::int64_t>(t.rows, f32_rows)));
-    return launch(queue, grid, f32_threads, 0, f32_kernel, t);
-  }
-  const dim3 wide(static_cast<unsigned>(ceil_div<std::int64_t>(t.n, wide_columns)), static_cast<unsigned>(ceil_div<std::int64_t>(t.rows, wide_rows)));
-  if (t.k % 8 == 0 && t.rows >= wide_rows && wide.x * wide.y >= static_cast<unsigned>(queue.multiprocessors)) {
-    return launch(queue, wide, wide_threads, wide_shared, wide_kernel, t);
-  }
-  const std::int64_t column_tiles = ceil_div(t.n, tile_columns);
-  if (t.rows <= 16) return narrow<1>(queue, t, column_tiles);
-  if (t.rows <= 32) return narrow<2>(queue, t, column_tiles);
-  return narrow<4>(queue, t, column_tiles);
+  const WeightForm form = {t.bf16, t.int8, t.k, t.n};
+  const Task task = {t, t.int8 ? reinterpret_cast<const float*>(static_cast<const std::byte*>(t.w) + element_bytes(form)) : nullptr};
+  return t.int8 ? linear_of<true>(queue, task) : linear_of<false>(queue, task);
 }
 
 }  // namespace kvmesh::cuda

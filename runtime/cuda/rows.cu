@@ -1,4 +1,4 @@
-// Gathering, norms, RoPE and the cache's new entries: a block or a warp a row, each row's sums by one tree fixed by its width.
+// Gathering, positions, norms, the gated activation, RoPE and the cache's new entries: a block or a warp a row, each row's sums by one tree fixed by its width.
 #include "runtime/cuda/device_code.h"
 
 namespace kvmesh::cuda {
@@ -30,37 +30,82 @@ __global__ void __launch_bounds__(row_threads) gather_kernel(const std::byte* ta
   }
 }
 
+/// The sum of all threads' numbers, by one tree; for a whole block.
+__device__ float block_sum(float sum, float* parts) {
+  sum = warp_sum(sum);
+  __syncthreads();  // what was in parts has been read
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sum;
+  __syncthreads();
+  return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+}
+
 template <typename T>
-__global__ void __launch_bounds__(row_threads) rms_norm_kernel(const T* x, T* out, std::int64_t width, float eps) {
+__global__ void __launch_bounds__(row_threads) norm_kernel(NormTask t) {
   grid_dependency_launch();
   grid_dependency_wait();
   __shared__ float parts[warps];
-  x += blockIdx.x * width;
-  out += blockIdx.x * width;
+  const T* x = static_cast<const T*>(t.x) + blockIdx.x * t.width;
+  T* out = static_cast<T*>(t.out) + blockIdx.x * t.width;
+  float mean = 0;
+  if (t.centred) {
+    float sum = 0;
+    for (std::int64_t i = threadIdx.x; i < t.width; i += row_threads) sum = sum + to_float(x[i]);
+    mean = block_sum(sum, parts) / static_cast<float>(t.width);
+  }
   float sum = 0;
-  for (std::int64_t i = threadIdx.x; i < width; i += row_threads) {
-    const float v = to_float(x[i]);
+  for (std::int64_t i = threadIdx.x; i < t.width; i += row_threads) {
+    const float v = to_float(x[i]) - mean;
     sum = fmaf(v, v, sum);
   }
-  sum = warp_sum(sum);
-  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sum;
-  __syncthreads();
-  const float scale = inverse_rms((parts[0] + parts[1]) + (parts[2] + parts[3]), width, eps);
-  for (std::int64_t i = threadIdx.x; i < width; i += row_threads) out[i] = from_float<T>(to_float(x[i]) * scale);
+  const float scale = inverse_rms(block_sum(sum, parts), t.width, t.eps);
+  for (std::int64_t i = threadIdx.x; i < t.width; i += row_threads) {
+    float v = (to_float(x[i]) - mean) * scale;
+    if (t.weight) v = v * t.weight[i];
+    if (t.bias) v = v + t.bias[i];
+    out[i] = from_float<T>(v);
+  }
 }
 
-/// One head [width] by a warp: norm, then RoPE where there is a table.
 template <typename T>
-__device__ void norm_rope(const T* x, T* out, std::int64_t width, const float* rope, float eps, int lane) {
-  const std::int64_t half = width / 2;
-  float sum = 0;
-  for (std::int64_t i = lane; i < half; i += 32) {
-    const float a = to_float(x[i]), b = to_float(x[i + half]);
-    sum = fmaf(b, b, fmaf(a, a, sum));
+__global__ void __launch_bounds__(row_threads) positions_kernel(PositionsTask t) {
+  grid_dependency_launch();
+  grid_dependency_wait();
+  const std::int32_t run = t.run_of[blockIdx.x];
+  if (run < 0) return;
+  const Segment s = t.segments[run];
+  const T* from = static_cast<const T*>(t.table) + (s.begin - s.start + (blockIdx.x - s.offset)) * t.width;
+  T* x = static_cast<T*>(t.x) + blockIdx.x * t.width;
+  for (std::int64_t i = threadIdx.x; i < t.width; i += row_threads) x[i] = from_float<T>(to_float(x[i]) + to_float(from[i]));
+}
+
+template <typename T>
+__global__ void __launch_bounds__(row_threads) swiglu_kernel(const T* x, T* out, std::int64_t width) {
+  grid_dependency_launch();
+  grid_dependency_wait();
+  x += blockIdx.x * 2 * width;
+  out += blockIdx.x * width;
+  for (std::int64_t i = threadIdx.x; i < width; i += row_threads) {
+    const float gate = to_float(x[i]), e = exp_f32(gate < 0 ? gate : -gate);
+    out[i] = from_float<T>(gate * ((gate < 0 ? e : 1.0f) / (1.0f + e)) * to_float(x[width + i]));
   }
-  const float scale = inverse_rms(warp_sum(sum), width, eps);
+}
+
+/// One head of a query or key by a warp: norm, then RoPE where there is a table [head_dim].
+template <typename T>
+__device__ void norm_rope(const AppendTask& task, const T* x, T* out, const float* weight, const float* rope, int lane) {
+  const std::int64_t width = task.ring.head_dim, half = width / 2;
+  float scale = 1;
+  if (task.norm) {
+    float sum = 0;
+    for (std::int64_t i = lane; i < half; i += 32) {
+      const float a = to_float(x[i]), b = to_float(x[i + half]);
+      sum = fmaf(b, b, fmaf(a, a, sum));
+    }
+    scale = inverse_rms(warp_sum(sum), width, task.eps);
+  }
   for (std::int64_t i = lane; i < half; i += 32) {
     float a = to_float(x[i]) * scale, b = to_float(x[i + half]) * scale;
+    if (weight) a = a * weight[i], b = b * weight[i + half];
     if (rope) {
       const float cos = rope[i], sin = rope[i + half], turned = a * cos - b * sin;
       b = b * cos + a * sin;
@@ -88,9 +133,9 @@ __global__ void __launch_bounds__(row_threads) append_kernel(AppendTask task) {
     return static_cast<T*>(ring) + ((s.place * r.kv_heads + kv_head) * r.size + position % r.size) * h;
   };
   if (head < r.heads) {
-    norm_rope(x, static_cast<T*>(task.q) + (t * r.heads + head) * h, h, rope, task.eps, lane);
+    norm_rope(task, x, static_cast<T*>(task.q) + (t * r.heads + head) * h, task.q_weight, rope, lane);
   } else if (head < r.heads + r.kv_heads) {
-    norm_rope(x, slot(r.k, head - r.heads), h, rope, task.eps, lane);
+    norm_rope(task, x, slot(r.k, head - r.heads), task.k_weight, rope, lane);
   } else {
     copy_bytes(slot(r.v, head - r.heads - r.kv_heads), x, h * static_cast<std::int64_t>(sizeof(T)), threadIdx.x % 32, 32);
   }
@@ -113,10 +158,18 @@ cudaError_t gather_rows(const Queue& queue, const void* table, std::int64_t tabl
                 static_cast<std::byte*>(out));
 }
 
-cudaError_t rms_norm(const Queue& queue, const void* x, void* out, bool bf16, std::int64_t rows, std::int64_t width, float eps) {
+cudaError_t add_positions(const Queue& queue, const PositionsTask& task) {
+  return launch(queue, dim3(static_cast<unsigned>(task.tokens)), row_threads, 0, task.bf16 ? positions_kernel<bfloat16> : positions_kernel<float>, task);
+}
+
+cudaError_t norm(const Queue& queue, const NormTask& task) {
+  return launch(queue, dim3(static_cast<unsigned>(task.rows)), row_threads, 0, task.bf16 ? norm_kernel<bfloat16> : norm_kernel<float>, task);
+}
+
+cudaError_t swiglu(const Queue& queue, const void* x, void* out, bool bf16, std::int64_t rows, std::int64_t width) {
   const dim3 grid(static_cast<unsigned>(rows));
-  if (bf16) return launch(queue, grid, row_threads, 0, rms_norm_kernel<bfloat16>, static_cast<const bfloat16*>(x), static_cast<bfloat16*>(out), width, eps);
-  return launch(queue, grid, row_threads, 0, rms_norm_kernel<float>, static_cast<const float*>(x), static_cast<float*>(out), width, eps);
+  if (bf16) return launch(queue, grid, row_threads, 0, swiglu_kernel<bfloat16>, static_cast<const bfloat16*>(x), static_cast<bfloat16*>(out), width);
+  return launch(queue, grid, row_threads, 0, swiglu_kernel<float>, static_cast<const float*>(x), static_cast<float*>(out), width);
 }
 
 cudaError_t append(const Queue& queue, const AppendTask& task) {

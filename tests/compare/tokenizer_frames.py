@@ -3,21 +3,24 @@
 import struct
 import subprocess
 
-import tiktoken
-from tiktoken.load import load_tiktoken_bpe
-from tiktoken_ext.openai_public import r50k_pat_str
-
 
 def reference(ranks_file):
+    import tiktoken
+    from tiktoken.load import load_tiktoken_bpe
+    from tiktoken_ext.openai_public import r50k_pat_str
+
     ranks = load_tiktoken_bpe(ranks_file)
     special = {"<|endoftext|>": len(ranks), "<|pad|>": len(ranks) + 1}
     return tiktoken.Encoding("reference", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
 
 
-def kvmesh_encode(program, ranks_file, texts, repeat=1):
+def run(program, file, args, frames):
+    return subprocess.run([program, file, *args], input=b"".join(frames), stdout=subprocess.PIPE, check=True).stdout
+
+
+def kvmesh_encode(program, file, texts, repeat=1, mode="encode"):
     """texts: list of bytes. Returns (ids of each, seconds of the fastest of `repeat` passes)."""
-    frames = b"".join(struct.pack("=I", len(text)) + text for text in texts)
-    out = subprocess.run([program, ranks_file, str(repeat)], input=frames, stdout=subprocess.PIPE, check=True).stdout
+    out = run(program, file, [mode, str(repeat)], (struct.pack("=I", len(text)) + text for text in texts))
     ids, at = [], 0
     for _ in texts:
         (count,) = struct.unpack_from("=I", out, at)
@@ -25,3 +28,14 @@ def kvmesh_encode(program, ranks_file, texts, repeat=1):
         at += 4 + 4 * count
     (seconds,) = struct.unpack_from("=d", out, at)
     return ids, seconds
+
+
+def kvmesh_decode(program, file, lists):
+    """Returns the text of each list of ids."""
+    out = run(program, file, ["decode"], (struct.pack(f"=I{len(ids)}i", len(ids), *ids) for ids in lists))
+    texts, at = [], 0
+    for _ in lists:
+        (count,) = struct.unpack_from("=I", out, at)
+        texts.append(out[at + 4 : at + 4 + count].decode())
+        at += 4 + count
+    return texts

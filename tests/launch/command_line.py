@@ -215,6 +215,7 @@ def run_tests(at_once=4):
         test.run(result)
         bad = result.errors + result.failures
         print("".join(f"{t}\n{trace}\n" for t, trace in bad), end="")
+        print("".join(f"{t.id()}: {reason}\n" for t, reason in result.skipped), end="")
         print(f"{'FAILED' if bad else 'ok':6} {time.monotonic() - begun:6.2f} s  {test.id()}", flush=True)
         return bool(bad)
 

@@ -51,7 +51,7 @@ Tensor in_runs(Device& device, const Setting& s, const Tensor& qkv, const LayerC
     const Tensor q = device.empty(s.dtype, {count, s.heads * s.head_dim});
     const std::vector<Segment> segments = {{.start = start, .begin = start + done, .place = place, .count = count, .offset = 0}};
     const Pass pass = device.prepare({}, segments, {});
-    device.norm_rope_append(there.slice(done, done + count), pass, rope, eps, q, cache);
+    device.norm_rope_append(there.slice(done, done + count), pass, rope, {eps}, q, cache);
     device.attention(q, pass, cache, s.window, out.slice(done, done + count));
     done += count;
   }
@@ -247,7 +247,7 @@ TEST(Attention, ManySegmentsInOnePassAreStrangers) {
       segments.push_back({.start = end - counts[i], .begin = end - counts[i], .place = static_cast<std::int32_t>(5 - i), .count = counts[i], .offset = offset});
     }
     const Pass pass = device->prepare({}, segments, {});
-    device->norm_rope_append(up(*device, qkv), pass, rope, eps, q, cache);
+    device->norm_rope_append(up(*device, qkv), pass, rope, {eps}, q, cache);
     device->attention(q, pass, cache, s.window, there);
     const Tensor out = down(*device, there);
     for (const Segment& g : segments) {

@@ -46,7 +46,7 @@ TEST(Device, CopyNeedsEqualShapes) {
 TEST(Device, EmptyBatchesAreNoWork) {
   const auto device = test_device();
   const Tensor none = device->empty(DType::f32, {0, 4});
-  device->rms_norm(none, 1e-5f, device->empty(DType::f32, {0, 4}));
+  device->norm(none, {1e-5f}, device->empty(DType::f32, {0, 4}));
   device->gather_rows(random_tensor(DType::f32, {3, 4}, 1), device->empty(DType::i32, {0}), none);
 }
 
@@ -64,10 +64,13 @@ TEST(Device, LinearChecks) {
   Weight short_one = weight(DType::bf16, 6, 8);
   short_one.data = device->empty(DType::u8, {4});
   expect_error([&] { device->linear(x, short_one, Epilogue::none, out(DType::f32, 2, 8)); }, "the packed weight is uint8[4]");
+  Weight biased = weight(DType::bf16, 6, 8);
+  biased.bias = device->empty(DType::f32, {6});
+  expect_error([&] { device->linear(x, biased, Epilogue::none, out(DType::f32, 2, 8)); }, "the bias is float32[6], expected float32[8]");
   expect_error([&] { device->weight_bytes(DType::f64, 2, 2); }, "a weight is float32 or bfloat16, not float64");
   expect_error([&] { device->linear(x, Weight{}, Epilogue::none, out(DType::f32, 2, 8)); }, "linear: x");
   Tensor undefined;
-  expect_error([&] { device->rms_norm(undefined, 1e-5f, undefined); }, "rms_norm: x is nothing");
+  expect_error([&] { device->norm(undefined, {1e-5f}, undefined); }, "norm: x is nothing");
 }
 
 TEST(Device, SegmentChecks) {
@@ -85,8 +88,8 @@ TEST(Device, SegmentChecks) {
   expect_error(run({.start = 8, .begin = 8, .place = 0, .count = 0, .offset = 1}), "segment 0");
   const Segment s{.start = 8, .begin = 8, .place = 0, .count = 3, .offset = 0};
   const Pass segments = device->prepare({}, std::span(&s, 1), {});
-  expect_error([&] { device->norm_rope_append(q, segments, {}, 1e-5f, q, cache); }, "qkv is float32[3, 8], expected float32[3, 16]");
-  expect_error([&] { device->norm_rope_append(qkv, segments, filled(DType::f32, {8, 3}, 0), 1e-5f, q, cache); }, "expected float32[8, 4]");
+  expect_error([&] { device->norm_rope_append(q, segments, {}, {1e-5f}, q, cache); }, "qkv is float32[3, 8], expected float32[3, 16]");
+  expect_error([&] { device->norm_rope_append(qkv, segments, filled(DType::f32, {8, 3}, 0), {1e-5f}, q, cache); }, "expected float32[8, 4]");
   expect_error([&] { device->attention(filled(DType::f32, {3, 6}, 0), segments, cache, -1, out); }, "do not fit 1 key heads of 4");
   expect_error([&] { device->attention(filled(DType::bf16, {3, 8}, 0), segments, cache, -1, out); }, "expected float32[3, 8]");
   expect_error([&] { device->copy_rows(cache, 0, 0, 0, 0, 1); }, "expected two different ones");

@@ -4,16 +4,33 @@
 #include <cmath>
 #include <functional>
 #include <memory>
+#include <numbers>
 
 namespace kvmesh {
 namespace {
 
 /// A weight and the memory that it is packed into, aligned to no more than a packed layout asks for.
-Weight packed(Device& device, const Tensor& source, DType dtype) {
+Weight packed(Device& device, const Tensor& source, DType dtype, Quantize quantize = Quantize::none) {
   const std::int64_t k = source.size(0), n = source.size(1);
-  const Tensor data = host_tensor(DType::u8, {static_cast<std::int64_t>(device.weight_bytes(dtype, k, n))});
-  device.pack_weight(source, dtype, data.raw());
-  return {k, n, dtype, device.resident(data)};
+  const Tensor data = host_tensor(DType::u8, {static_cast<std::int64_t>(device.weight_bytes(dtype, k, n, quantize))});
+  device.pack_weight(source, dtype, data.raw(), quantize);
+  return {.k = k, .n = n, .dtype = dtype, .data = device.resident(data), .quantize = quantize};
+}
+
+constexpr Quantize quantizes[] = {Quantize::none, Quantize::int8};
+
+/// What a weight packed from `source` [k, n] holds.
+std::vector<double> kept(const Tensor& source, Quantize quantize) {
+  std::vector<double> w = values(source);
+  if (quantize == Quantize::none) return w;
+  const std::int64_t n = source.size(1);
+  for (std::int64_t j = 0; j < n; ++j) {
+    float most = 0;
+    for (std::size_t i = j; i < w.size(); i += n) most = std::max(most, static_cast<float>(std::abs(w[i])));
+    const float scale = most / 127;
+    for (std::size_t i = j; i < w.size(); i += n) w[i] = scale > 0 ? double{scale} * std::nearbyint(static_cast<float>(w[i]) / scale) : 0;
+  }
+  return w;
 }
 
 /// Device::linear on the host's tensors.
@@ -23,46 +40,111 @@ void linear(Device& device, const Tensor& x, const Weight& w, Epilogue epilogue,
   device.copy(there, out);
 }
 
-double expected(double sum, Epilogue epilogue, double old, double cap) {
+double expected(double y, Epilogue epilogue, double old, double cap) {
   switch (epilogue) {
-    case Epilogue::none: return sum;
-    case Epilogue::add: return old + sum;
-    case Epilogue::relu_squared: return sum > 0 ? sum * sum : 0;
-    default: return cap * std::tanh(sum / cap);
+    case Epilogue::none: return y;
+    case Epilogue::add: return old + y;
+    case Epilogue::relu_squared: return y > 0 ? y * y : 0;
+    case Epilogue::gelu: return 0.5 * y * std::erfc(-y / std::sqrt(2.0));
+    case Epilogue::gelu_tanh: return 0.5 * y * (1 + std::tanh(std::sqrt(2 / std::numbers::pi) * (y + 0.044715 * y * y * y)));
+    default: return cap * std::tanh(y / cap);
+  }
+}
+
+constexpr Epilogue epilogues[] = {Epilogue::none, Epilogue::add, Epilogue::relu_squared, Epilogue::gelu, Epilogue::gelu_tanh, Epilogue::soft_cap};
+
+/// x · w in float64, and the sums of the products' magnitudes.
+struct Sums {
+  std::vector<double> sum, size;
+
+  Sums(const Tensor& x, const std::vector<double>& ws) : sum(static_cast<std::size_t>(x.size(0)) * ws.size() / static_cast<std::size_t>(x.size(1))), size(sum.size()) {
+    const std::vector<double> xs = values(x);
+    const std::int64_t k = x.size(1), n = std::ssize(ws) / k;
+    for (std::int64_t r = 0; r < x.size(0); ++r) {
+      for (std::int64_t i = 0; i < k; ++i) {
+        for (std::int64_t j = 0; j < n; ++j) {
+          const double term = xs[r * k + i] * ws[i * n + j];
+          sum[r * n + j] += term;
+          size[r * n + j] += std::abs(term);
+        }
+      }
+    }
+  }
+};
+
+/// Device::linear with every epilogue, with and without a bias, is what float64 makes of the sums.
+void expect_products(Device& device, const Tensor& x, const Weight& w, const Sums& sums, DType out_dtype, const std::string& what) {
+  constexpr float cap = 15;
+  const std::int64_t n = w.n;
+  const Tensor bias = random_tensor(DType::f32, {n}, 4), before = random_tensor(out_dtype, {x.size(0), n}, 3);
+  const std::vector<double> olds = values(before);
+  for (const bool biased : {false, true}) {
+    Weight weight = w;
+    if (biased) weight.bias = up(device, bias);
+    for (const Epilogue epilogue : epilogues) {
+      const Tensor out = copy_of(before);
+      linear(device, x, weight, epilogue, out, cap);
+      const std::vector<double> got = values(out);
+      for (std::size_t i = 0; i < got.size(); ++i) {
+        const double y = sums.sum[i] + (biased ? get(bias, static_cast<std::int64_t>(i) % n) : 0), want = expected(y, epilogue, olds[i], cap);
+        // relu² doubles relative errors; sums lose up to some 1e-7 of the sum of magnitudes.
+        const double slope = epilogue == Epilogue::relu_squared ? 2 * std::abs(y) + 1 : 1.2;
+        const double margin = tolerance(out_dtype) * std::abs(want) + 2e-6 * (sums.size[i] + std::abs(olds[i])) * slope + 1e-30;
+        ASSERT_NEAR(got[i], want, margin) << what << ", epilogue " << static_cast<int>(epilogue) << (biased ? " with" : " without") << " a bias, at " << i / n << ", " << i % n;
+      }
+    }
   }
 }
 
 TEST(Linear, AgreesWithFloat64) {
   const auto device = test_device(2);
-  constexpr float cap = 15;
   struct Case {
     std::int64_t rows, k, n;
   };
   for (const Case c : {Case{1, 1, 1}, {1, 7, 5}, {3, 64, 64}, {7, 33, 65}, {13, 96, 200}, {70, 129, 48}, {2, 300, 1000}}) {
     for (const DType dtype : float_types()) {
-      for (const DType out_dtype : {dtype, DType::f32}) {
-        for (const Epilogue epilogue : {Epilogue::none, Epilogue::add, Epilogue::relu_squared, Epilogue::soft_cap}) {
-          const Tensor x = random_tensor(dtype, {c.rows, c.k}, 1), source = random_tensor(dtype, {c.k, c.n}, 2);
-          const Tensor before = random_tensor(out_dtype, {c.rows, c.n}, 3), out = copy_of(before);
-          linear(*device, x, packed(*device, source, dtype), epilogue, out, cap);
-          const std::vector<double> xs = values(x), ws = values(source), olds = values(before), got = values(out);
-          for (std::int64_t r = 0; r < c.rows; ++r) {
-            for (std::int64_t j = 0; j < c.n; ++j) {
-              double sum = 0, size = 0;
-              for (std::int64_t i = 0; i < c.k; ++i) {
-                sum += xs[r * c.k + i] * ws[i * c.n + j];
-                size += std::abs(xs[r * c.k + i] * ws[i * c.n + j]);
-              }
-              const double old = olds[r * c.n + j], want = expected(sum, epilogue, old, cap);
-              // relu² doubles relative errors; sums lose up to some 1e-7 of the sum of magnitudes.
-              const double slope = epilogue == Epilogue::relu_squared ? 2 * std::abs(sum) + 1 : 1;
-              const double margin = tolerance(out_dtype) * std::abs(want) + 2e-6 * (size + std::abs(old)) * slope + 1e-30;
-              ASSERT_NEAR(got[r * c.n + j], want, margin)
-                  << name_of(dtype) << " " << c.rows << "x" << c.k << "x" << c.n << " epilogue " << static_cast<int>(epilogue) << " at " << r << ", " << j;
-            }
-          }
+      const Tensor x = random_tensor(dtype, {c.rows, c.k}, 1), source = random_tensor(dtype, {c.k, c.n}, 2);
+      for (const Quantize quantize : quantizes) {
+        const Sums sums(x, kept(source, quantize));
+        const Weight w = packed(*device, source, dtype, quantize);
+        for (const DType out_dtype : {dtype, DType::f32}) {
+          expect_products(*device, x, w, sums, out_dtype, fmt::format("{} {} {}x{}x{}", name_of(dtype), name_of(quantize), c.rows, c.k, c.n));
         }
       }
+    }
+  }
+}
+
+TEST(Linear, IntegersAreTheNearestAndTiesAreEven) {
+  const auto device = test_device();
+  constexpr int k = 6, n = 3;
+  // A column whose scale is 1, one of zeros, and one whose scale is below the normal numbers.
+  const float columns[n][k] = {{127, 0.5f, 1.5f, -2.5f, -126.6f, 3.25f}, {0, -0.0f, 0, 0, 0, 0}, {0x1p-142f, -0x1.ap-143f, 0, 0, 0, 0x1p-149f}};
+  const float wanted[n][k] = {{127, 0, 2, -2, -127, 3}, {}, {127 * 0x1p-149f, -104 * 0x1p-149f, 0, 0, 0, 0x1p-149f}};
+  const Tensor source = host_tensor(DType::f32, {k, n}), x = filled(DType::f32, {k, k}, 0), out = host_tensor(DType::f32, {k, n});
+  for (int i = 0; i < k; ++i) {
+    set(x, i * k + i, 1);
+    for (int j = 0; j < n; ++j) set(source, i * n + j, columns[j][i]);
+  }
+  linear(*device, x, packed(*device, source, DType::f32, Quantize::int8), Epilogue::none, out);
+  for (int i = 0; i < k; ++i) {
+    for (int j = 0; j < n; ++j) EXPECT_EQ(get(out, i * n + j), wanted[j][i]) << i << ", " << j;
+  }
+}
+
+// The same chain of operations: columns whose scale is 1 give the bits of the weight that holds their integers as numbers.
+TEST(Linear, IntegersAreMultipliedLikeTheNumbersThatTheyAre) {
+  const auto device = test_device(2);
+  constexpr std::int64_t rows = 140, k = 328, n = 390;
+  const Tensor source = host_tensor(DType::bf16, {k, n});
+  for (std::int64_t i = 0; i < k * n; ++i) set(source, i, i < n ? 127 : static_cast<double>(i * 7919 % 255 - 127));
+  for (const DType dtype : float_types()) {
+    const Tensor x = random_tensor(dtype, {rows, k}, 15);
+    for (const std::int64_t count : {1, 2, 3, 4, 6, 7, 17, 33, 140}) {
+      const Tensor numbers = host_tensor(DType::f32, {count, n}), integers = host_tensor(DType::f32, {count, n});
+      linear(*device, x.slice(0, count), packed(*device, source, dtype), Epilogue::none, numbers);
+      linear(*device, x.slice(0, count), packed(*device, source, dtype, Quantize::int8), Epilogue::none, integers);
+      EXPECT_TRUE(same_rows(integers, 0, numbers, 0, count)) << name_of(dtype) << ", " << count << " rows";
     }
   }
 }
@@ -84,6 +166,25 @@ TEST(Linear, SmallLogitsKeepTheirPrecisionUnderTheCap) {
   for (int i = 0; i < 2000; ++i) {
     const double want = 15 * std::tanh(get(source, i) / 15);
     ASSERT_NEAR(get(out, i), want, 4e-7 * std::abs(want)) << get(source, i);
+  }
+}
+
+// The curves themselves, where the input is exact: relative errors in the body, the tails too.
+TEST(Linear, GeluKeepsItsPrecision) {
+  const auto device = test_device();
+  constexpr int n = 4000;
+  const Tensor x = host_tensor(DType::f32, {1, 1}), source = host_tensor(DType::f32, {1, n}), out = host_tensor(DType::f32, {1, n});
+  set(x, 0, 1);
+  for (int i = 0; i < n; ++i) set(source, i, i < 2000 ? -10 + i * 0.01 : (i % 2 ? -1 : 1) * std::exp(-15 + (i - 2000) * 0.008));
+  const Weight w = packed(*device, source, DType::f32);
+  for (const Epilogue epilogue : {Epilogue::gelu, Epilogue::gelu_tanh}) {
+    linear(*device, x, w, epilogue, out);
+    for (int i = 0; i < n; ++i) {
+      const double y = get(source, i);
+      // 1 + tanh u = 2 / (1 + exp(-2u)), which float64 can say in the tail too.
+      const double want = epilogue == Epilogue::gelu ? expected(y, epilogue, 0, 0) : y / (1 + std::exp(-2 * std::sqrt(2 / std::numbers::pi) * (y + 0.044715 * y * y * y)));
+      ASSERT_NEAR(get(out, i), want, 5e-7 * (1 + y * y / 4 + std::abs(y * y * y) / 8) * std::abs(want) + 1e-36) << y;
+    }
   }
 }
 
@@ -112,18 +213,21 @@ TEST(Linear, ARowsBitsDoNotDependOnItsCompanyOrThreads) {
   for (const Case c : emulated() ? few : cases) {
     for (const DType dtype : float_types()) {
       const Tensor x = random_tensor(dtype, {c.rows, c.k}, 5), source = random_tensor(dtype, {c.k, c.n}, 6);
-      Tensor first;
-      for (int threads = 1; threads <= (on_cuda() ? 1 : 4); ++threads) {
-        const auto device = test_device(threads);
-        const Weight w = packed(*device, source, dtype);
-        const auto product = [&](const Tensor& rows, const Tensor& out) { linear(*device, rows, w, Epilogue::none, out); };
-        if (threads < 3) {
-          EXPECT_TRUE(rows_are_independent(product, x, c.n, dtype)) << name_of(dtype) << ", k " << c.k << ", threads " << threads;
+      for (const Quantize quantize : quantizes) {
+        Tensor first;
+        for (int threads = 1; threads <= (on_cuda() ? 1 : 4); ++threads) {
+          const auto device = test_device(threads);
+          Weight w = packed(*device, source, dtype, quantize);
+          w.bias = up(*device, random_tensor(DType::f32, {c.n}, 14));
+          const auto product = [&](const Tensor& rows, const Tensor& out) { linear(*device, rows, w, Epilogue::gelu, out); };
+          if (threads < 3) {
+            EXPECT_TRUE(rows_are_independent(product, x, c.n, dtype)) << name_of(dtype) << " " << name_of(quantize) << ", k " << c.k << ", threads " << threads;
+          }
+          const Tensor out = host_tensor(DType::f32, {c.rows, c.n});
+          product(x, out);
+          if (threads == 1) first = out;
+          EXPECT_TRUE(same_rows(out, 0, first, 0, c.rows)) << "threads " << threads;
         }
-        const Tensor out = host_tensor(DType::f32, {c.rows, c.n});
-        product(x, out);
-        if (threads == 1) first = out;
-        EXPECT_TRUE(same_rows(out, 0, first, 0, c.rows)) << "threads " << threads;
       }
     }
   }
@@ -134,13 +238,15 @@ TEST(Linear, ManyRowsAndFewGiveTheSameBits) {
   constexpr std::int64_t rows = 140, k = 328, n = 390;
   const auto device = test_device(2);
   const Tensor x = random_tensor(DType::bf16, {rows, k}, 12), source = random_tensor(DType::bf16, {k, n}, 13);
-  const Weight w = packed(*device, source, DType::bf16);
-  const Tensor whole = host_tensor(DType::f32, {rows, n});
-  linear(*device, x, w, Epilogue::relu_squared, whole);
-  for (const std::int64_t count : {1, 17, 33, 127}) {
-    const Tensor some = host_tensor(DType::f32, {count, n});
-    linear(*device, x.slice(rows - count, rows), w, Epilogue::relu_squared, some);
-    EXPECT_TRUE(same_rows(some, 0, whole, rows - count, count)) << count;
+  for (const Quantize quantize : quantizes) {
+    const Weight w = packed(*device, source, DType::bf16, quantize);
+    const Tensor whole = host_tensor(DType::f32, {rows, n});
+    linear(*device, x, w, Epilogue::relu_squared, whole);
+    for (const std::int64_t count : {1, 17, 33, 127}) {
+      const Tensor some = host_tensor(DType::f32, {count, n});
+      linear(*device, x.slice(rows - count, rows), w, Epilogue::relu_squared, some);
+      EXPECT_TRUE(same_rows(some, 0, whole, rows - count, count)) << name_of(quantize) << ", " << count;
+    }
   }
 }
 

@@ -36,8 +36,8 @@ struct Buffers {
 
   Buffers(Arena& arena, std::int64_t head_dim, std::int64_t tokens, bool bf16)
       : size(bf16 ? 2 : 4), block(block_of(tokens)), blocks((tokens + block - 1) / block), h(head_dim),
-        packed_scores(panel_bytes(bf16, h) * ((block + kernels.panel - 1) / kernels.panel)),
-        packed_heads(panel_bytes(bf16, block) * ((h + kernels.panel - 1) / kernels.panel)) {
+        packed_scores(panel_bytes({bf16}, h) * ((block + kernels.panel - 1) / kernels.panel)),
+        packed_heads(panel_bytes({bf16}, block) * ((h + kernels.panel - 1) / kernels.panel)) {
     for (char** p : {&kt, &vt}) *p = arena.take(blocks * packed_scores);
     k = arena.take(blocks * packed_heads);
     for (char** p : {&q, &dout, &turned}) *p = arena.take(block * h * size);
@@ -48,7 +48,7 @@ struct Buffers {
     dq = arena.take<float>(block * h * 4);
     for (float** p : {&dk, &dv}) *p = arena.take<float>(blocks * block * h * 4);
     for (float** p : {&inverse, &delta}) *p = arena.take<float>(block * 4);
-    const std::size_t by_heads = linear_scratch(bf16, h, block), by_keys = linear_scratch(bf16, block, block);
+    const std::size_t by_heads = linear_scratch({bf16}, h, block), by_keys = linear_scratch({bf16}, block, block);
     linear = arena.take(static_cast<std::int64_t>(by_heads > by_keys ? by_heads : by_keys));
   }
 };
@@ -58,10 +58,10 @@ struct Backward {
   Buffers b;
 
   void pack_rows(const char* rows, std::int64_t k, std::int64_t n, char* target) const {
-    pack(rows, t.bf16, t.bf16, k, n, 0, (n + kernels.panel - 1) / kernels.panel, target);
+    pack(rows, t.bf16, {t.bf16}, k, n, 0, (n + kernels.panel - 1) / kernels.panel, target);
   }
   void multiply(const char* x, std::int64_t rows, const char* w, std::int64_t k, std::int64_t n, float* out, bool more) const {
-    const LinearTask task{.x = x, .w = w, .out = out, .k = k, .n = n, .bf16 = t.bf16, .out_bf16 = false, .add = more, .relu_squared = false, .cap = 0};
+    const LinearTask task{.x = x, .w = w, .out = out, .k = k, .n = n, .bf16 = t.bf16, .out_bf16 = false, .epilogue = more ? Epilogue::add : Epilogue::none};
     KVMESH_ISA::linear(task, 0, rows, 0, (n + kernels.panel - 1) / kernels.panel, b.linear);
   }
   /// Rows [first, first + count) of x, `stride` elements apart, to [block, h]; zeros behind them.

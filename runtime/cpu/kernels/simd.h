@@ -23,6 +23,7 @@ typedef float Floats [[gnu::vector_size(4 * lanes)]];
 typedef std::int32_t Ints [[gnu::vector_size(4 * lanes)]];
 typedef std::uint32_t Words [[gnu::vector_size(4 * lanes)]];
 typedef std::uint16_t Halves [[gnu::vector_size(2 * lanes)]];
+typedef std::int8_t Bytes [[gnu::vector_size(lanes)]];
 
 template <typename V, typename T>
 KVMESH_INLINE V load(const T* p) {
@@ -114,6 +115,17 @@ KVMESH_INLINE Halves narrow_words(Words w) {  // each at most 0xffff
 #else
 KVMESH_INLINE Words widen_words(Halves h) { return __builtin_convertvector(h, Words); }
 KVMESH_INLINE Halves narrow_words(Words w) { return __builtin_convertvector(w, Halves); }
+#endif
+
+/// The integers as float32.
+#if defined(__AVX512F__)
+KVMESH_INLINE Floats widen_bytes(Bytes b) { return (Floats)_mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, (__m128i)b)); }
+#elif defined(__AVX2__)
+KVMESH_INLINE Floats widen_bytes(Bytes b) {
+  return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(__builtin_bit_cast(long long, b))));
+}
+#else
+KVMESH_INLINE Floats widen_bytes(Bytes b) { return __builtin_convertvector(b, Floats); }
 #endif
 
 /// bfloat16 ↔ float32; rounds to nearest, ties to even; NaN stays NaN (the instruction would flush subnormals).

@@ -5,6 +5,6 @@
 namespace kvmesh::cpu::KVMESH_ISA {
 
 const Kernels kernels = {panel,       panel_bytes, pack,   block_rows, linear_scratch,     linear,     attention_scratch,
-                         attention,   row_scratch, rms_norm, append,   multiply_registers, read_memory};
+                         attention,   row_scratch, norm,   add_row,    swiglu, append,   multiply_registers, read_memory};
 
 }  // namespace kvmesh::cpu::KVMESH_ISA

@@ -1,0 +1,102 @@
+// config.json as transformers writes it: what is read from it, and what is refused by name. That it means the same is families_mpi_test's to show.
+#include "model/transformers_config.h"
+
+#include "tests/model/scratch.h"
+#include "tests/source_dir.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+namespace kvmesh {
+namespace {
+
+using nlohmann::json;
+using test::error_of;
+using testing::IsSubstring;
+namespace fs = std::filesystem;
+
+const fs::path families = source_dir() / "tests/fixtures/families";
+
+json config_of(const char* family) { return json::parse(std::ifstream(families / family / "config.json")); }
+
+/// The config of a fixture with `changes` merged in (null removes a key), beside a generation_config.json if one is given.
+ModelConfig changed(const char* family, const std::string& changes, const char* generation = nullptr) {
+  const test::Scratch scratch;
+  json config = config_of(family);
+  config.merge_patch(json::parse(changes));
+  if (generation) scratch.write("generation_config.json", generation);
+  return read_config(scratch.write("config.json", config.dump()));
+}
+
+TEST(TransformersConfig, what_it_does_not_understand_is_named) {
+  struct Case {
+    const char *family, *changes, *words;
+  };
+  const Case cases[] = {
+      {"llama2", R"({"model_type": "gemma3"})", "\"model_type\" is \"gemma3\""},
+      {"llama2", R"({"hidden_act": "gelu"})", "\"hidden_act\" is \"gelu\""},
+      {"llama2", R"({"quantization_config": {"bits": 4}})", "\"quantization_config\" is not known"},
+      {"llama2", R"({"partial_rotary_factor": 0.5})", "\"partial_rotary_factor\" is not known"},
+      {"llama31", R"({"rope_scaling": {"rope_type": "yarn"}})", "\"rope_scaling\": the type is \"yarn\""},
+      {"llama31", R"({"rope_scaling": {"rope_type": "dynamic"}})", "\"dynamic\""},
+      {"llama31", R"({"rope_scaling": {"beta_fast": 32}})", "\"beta_fast\" is not known"},
+      {"llama31", R"({"rope_scaling": {"factor": null}})", "\"factor\" is missing"},
+      {"llama31", R"({"rope_scaling": {"factor": 0}})", "\"factor\" must be a number above 0"},
+      {"llama31", R"({"rope_scaling": {"low_freq_factor": 4}})", "not above \"low_freq_factor\""},
+      {"llama31", R"({"rope_parameters": {"rope_type": "default"}})", "both \"rope_scaling\" and \"rope_parameters\""},
+      {"gpt2", R"({"scale_attn_by_inverse_layer_idx": true})", "\"scale_attn_by_inverse_layer_idx\" is \"true\""},
+      {"gpt2", R"({"scale_attn_weights": false})", "\"scale_attn_weights\""},
+      {"gpt2", R"({"activation_function": "relu"})", "\"activation_function\" is \"relu\""},
+      {"gpt2", R"({"n_head": 5})", "no multiple of 5 heads"},
+      {"qwen2-window", R"({"layer_types": ["full_attention", "sliding_attention", "linear_attention"]})", "linear_attention"},
+      {"qwen2-window", R"({"layer_types": ["full_attention"]})", "\"layer_types\" must be a list with an entry for each of 3 layers"},
+      {"qwen2-window", R"({"use_sliding_window": false})", "no \"sliding_window\" is in use"},
+      {"qwen3", R"({"head_dim": 7})", "even head size"},
+      {"qwen3", R"({"num_key_value_heads": 3})", "query heads are no multiple of 3 key heads"},
+      {"smollm3", R"({"no_rope_layers": [1, 1, 2, 1]})", "an entry of \"no_rope_layers\" must be a whole number from 0 to 1"},
+      {"mistral", R"({"sliding_window": 0})", "\"sliding_window\" must be a whole number from 1"},
+      {"nanochat", R"({"hidden_act": "silu"})", "\"hidden_act\" is \"silu\""},
+      {"llama2", R"({"is_encoder_decoder": true})", "\"is_encoder_decoder\""},
+      {"llama2", R"({"torch_dtype": null, "dtype": "float8_e4m3fn"})", "float8_e4m3fn"},
+      {"llama2", R"({"vocab_size": 1073741824})", "\"vocab_size\" must be a whole number"},
+      {"llama2", R"({"eos_token_id": "</s>"})", "\"eos_token_id\" must be a whole number"},
+  };
+  for (const Case& c : cases) EXPECT_PRED_FORMAT2(IsSubstring, c.words, error_of([&] { changed(c.family, c.changes); })) << c.family << c.changes;
+}
+
+TEST(TransformersConfig, all_that_is_not_understood_is_told_at_once) {
+  const std::string e = error_of([] { changed("llama2", R"({"hidden_act": "gelu", "alibi": true, "moe": 1, "_note": "a comment"})"); });
+  for (const char* words : {"\"hidden_act\"", "\"alibi\"", "\"moe\""}) EXPECT_PRED_FORMAT2(IsSubstring, words, e);
+  EXPECT_PRED_FORMAT2(testing::IsNotSubstring, "_note", e);
+}
+
+TEST(TransformersConfig, older_and_newer_files_say_the_same) {
+  const ModelConfig older = changed("llama31", "{}");
+  const ModelConfig newer = changed("llama31", R"({"rope_scaling": null, "rope_theta": null, "torch_dtype": null, "dtype": "bfloat16", "rope_parameters": {"rope_type": "llama3",
+    "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}})");
+  EXPECT_EQ(to_json(older), to_json(newer));
+  EXPECT_EQ(older.rope_theta, newer.rope_theta);
+  EXPECT_EQ(newer.rope_scaling.original_positions, 16);
+}
+
+TEST(TransformersConfig, dtypes) {
+  EXPECT_EQ(changed("llama31", R"({"torch_dtype": "bfloat16"})").dtype, DType::bf16);
+  EXPECT_EQ(changed("llama31", R"({"torch_dtype": "float16"})").dtype, DType::f32);
+  EXPECT_EQ(changed("llama31", R"({"torch_dtype": null})").dtype, DType::f32);
+}
+
+TEST(TransformersConfig, stop_and_pad_ids) {
+  using Ids = std::vector<std::int32_t>;
+  EXPECT_EQ(changed("llama31", "{}").stop_ids, (Ids{2, 3, 4}));
+  EXPECT_EQ(changed("llama31", R"({"eos_token_id": 7, "pad_token_id": 9})").stop_ids, Ids{7});
+  EXPECT_EQ(changed("llama31", R"({"eos_token_id": 7, "pad_token_id": 9})").pad_id, 9);
+  EXPECT_EQ(changed("llama31", R"({"eos_token_id": 7, "pad_token_id": 7})").pad_id, -1) << "it also ends texts";
+  EXPECT_EQ(changed("llama31", R"({"bos_token_id": 9, "pad_token_id": 9})").pad_id, -1) << "it also begins texts";
+  const ModelConfig c = changed("llama31", R"({"eos_token_id": 7, "pad_token_id": 9})", R"({"eos_token_id": [5, 6, 96], "pad_token_id": 8, "temperature": 0.6})");
+  EXPECT_EQ(c.stop_ids, (Ids{5, 6})) << "generation_config.json's, within the vocabulary";
+  EXPECT_EQ(c.pad_id, 8);
+}
+
+}  // namespace
+}  // namespace kvmesh
