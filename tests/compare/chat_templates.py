@@ -19,7 +19,7 @@ from chat_conversations import CONVERSATIONS  # noqa: E402
 from chat_units import DATA  # noqa: E402
 from transformers.utils import chat_template_utils  # noqa: E402
 
-NAMES = ["s", "e", "u", "sp", "n", "neg", "f", "t", "fa", "no", "l", "em", "d", "ed", "m", "w", "q", "nest", "lines", "x", "messages", "tools", "a", "b", "ns", "loop", "item"]
+NAMES = ["s", "e", "u", "sp", "n", "neg", "f", "t", "fa", "no", "l", "em", "d", "ed", "m", "w", "q", "nest", "lines", "x", "messages", "tools", "a", "b", "ns", "loop", "item"]  # "f" is a macro's too
 FILTERS = ["trim", "length", "count", "upper", "lower", "title", "capitalize", "string", "int", "float", "abs", "safe", "first", "last", "list", "items", "dictsort", "unique", "sort", "reverse", "round",
            "sum", "max", "min", "select", "reject", "tojson", "escape", "default('z')", "d('y', true)", "join(', ')", "join", "replace('o', '0')", "replace(' ', '')", "indent(2)", "indent(1, true)", "tojson(indent=2)",
            "map('upper')", "map('length')", "map(attribute='role')", "map(attribute='content')", "map('string')", "selectattr('role')", "selectattr('role', 'equalto', 'user')", "rejectattr('content')",
