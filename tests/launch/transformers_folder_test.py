@@ -11,11 +11,9 @@ EXPECTED = json.loads((WHOLE / "expected.json").read_text())
 
 
 class TransformersFolder(CommandLineTest):
-    checkpoint = WHOLE
-
     def answers(self, key, rows, *words, ranks=1):
         prompts = self.rows(*({key: r[key]} for r in rows))
-        return self.generate("--prompts", prompts, "--dtype", "float32", "--max-new-tokens", 16, *words, ranks=ranks)
+        return self.generate("--prompts", prompts, "--dtype", "float32", "--max-new-tokens", 16, *words, ranks=ranks, checkpoint=WHOLE)
 
     def expect(self, rows, answers):
         for row, answer in zip(rows, answers, strict=True):
