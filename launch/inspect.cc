@@ -28,6 +28,7 @@ void print_checkpoint(const MeshOptions& o) {
   const ModelConfig config = read_config(folder / "config.json");
   const SafetensorsFolder files(folder);
   const std::vector<SafetensorsFolder::Entry> entries = find_params(files, config);
+  const auto tokenizer = load_tokenizer(folder, config);
   std::size_t width = 28;
   for (const auto& [file, tensor] : entries) width = std::max(width, tensor->name.size());
   fmt::print("{}\n{:<{}} {:<9} {:<18} {:>14}  {}\n", to_json(config), "tensor", width, "dtype", "shape", "bytes", "file");
@@ -45,8 +46,9 @@ void print_checkpoint(const MeshOptions& o) {
   fmt::print("\nfamily: {}\nparameters: {}\nbytes: {}\nKV cache: {} bytes a row of {} tokens\n", config.family, parameters, bytes, cache, config.seqlen);
   fmt::print("memory of one rank with {} rows in flight, in {}{}: {}: {} for weights, {} for activations, {} for each row\n", o.batch_size, name_of(dtype), quantize == Quantize::none ? "" : " with int8 matrices",
              readable_bytes(needs.bytes(o.batch_size, o.batch_size)), readable_bytes(needs.weights), readable_bytes(needs.activations), readable_bytes(needs.row));
-  const auto tokenizer = load_tokenizer(folder, config);
-  fmt::print("tokenizer: {}\n", tokenizer ? fmt::format("{} ids, <|endoftext|> {}, <|pad|> {}", tokenizer->vocab_size(), tokenizer->end_of_text(), tokenizer->pad()) : "none");
+  const RowDefaults defaults;
+  const RowContext context{defaults, config, tokenizer ? &*tokenizer : nullptr};
+  fmt::print("tokenizer: {}\nends of text: {}\npad: {}\n", tokenizer ? fmt::format("{} ids", tokenizer->vocab_size()) : "none", fmt::join(context.stop_ids(), ", "), context.pad());
 }
 
 /// The prompts' tokens, those that have at least two, or random ones.

@@ -69,6 +69,7 @@ void write_shards(const Tokenizer& tokenizer, const TokenizeOptions& o) {
   constexpr std::size_t batch_bytes = 4 << 20;
   check(tokenizer.vocab_size() <= shard_vocab_limit, "--shards {}: files hold ids below {}, but {} has a vocabulary of {}", o.shards, shard_vocab_limit,
         o.tokenizer.string(), tokenizer.vocab_size());
+  check(tokenizer.end_of_text() >= 0, "--shards {}: {} has no token <|endoftext|> to begin a document with", o.shards, o.tokenizer.string());
   ShardWriter shards(o.shards, o.shard_tokens);
   const Cores cores = own_cores();
   const int threads = fair_threads({&cores, 1})[0];
@@ -80,7 +81,7 @@ void write_shards(const Tokenizer& tokenizer, const TokenizeOptions& o) {
       bytes += line.size();
       lines.push_back(std::move(line));
     }
-    for (const auto& text : tokenizer.encode_batch(lines, threads)) shards.add(tokenizer.end_of_text(), text);
+    for (const auto& text : tokenizer.encode_batch(lines, threads, false)) shards.add(tokenizer.end_of_text(), text);
   }
   shards.finish();
   shards.report();

@@ -141,7 +141,7 @@ std::vector<std::int32_t> Tokenizer::encode(std::string_view text, bool add_spec
   return ids;
 }
 
-std::vector<std::vector<std::int32_t>> Tokenizer::encode_batch(std::span<const std::string> texts, int threads) const {
+std::vector<std::vector<std::int32_t>> Tokenizer::encode_batch(std::span<const std::string> texts, int threads, bool add_special_tokens) const {
   check(threads >= 1, "encode_batch: {} threads", threads);
   std::vector<std::vector<std::int32_t>> ids(texts.size());
   std::atomic<std::size_t> next = 0;
@@ -149,7 +149,7 @@ std::vector<std::vector<std::int32_t>> Tokenizer::encode_batch(std::span<const s
   std::exception_ptr error;
   const auto work = [&] {
     try {
-      for (std::size_t i; (i = next++) < texts.size();) ids[i] = encode(texts[i]);
+      for (std::size_t i; (i = next++) < texts.size();) ids[i] = encode(texts[i], add_special_tokens);
     } catch (...) {
       next = texts.size();
       const std::lock_guard lock(mutex);

@@ -34,7 +34,7 @@ class Tokenizer {
   /// before and behind a text, <s> say (a tokenizer.tiktoken nothing).
   std::vector<std::int32_t> encode(std::string_view text, bool add_special_tokens = true) const;
   /// encode() of each text, in order, on `threads` threads.
-  std::vector<std::vector<std::int32_t>> encode_batch(std::span<const std::string> texts, int threads) const;
+  std::vector<std::vector<std::int32_t>> encode_batch(std::span<const std::string> texts, int threads, bool add_special_tokens = true) const;
 
   /// The token's bytes within a text, which may end within a character; U+FFFD's bytes for an id that no token has. The bytes of
   /// many, as UTF-8, are what decode() gives of them, but for two things that a tokenizer.json of Llama 2's kind wants: decode()

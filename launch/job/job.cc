@@ -45,7 +45,7 @@ void Job::open_chat(const ChatOptions& options, const std::filesystem::path& che
   std::tm here{};
   ::localtime_r(&clock, &here);
   const std::int64_t today = from_first_rank(ranks, std::int64_t{here.tm_year + 1900} * 10000 + (here.tm_mon + 1) * 100 + here.tm_mday);
-  check(tokenizer.has_value(), "--chat: {} has no tokenizer", checkpoint.string());
+  check(tokenizer.has_value(), "--chat: {} has no tokenizer.tiktoken or tokenizer.json", checkpoint.string());
   chat.emplace(options, checkpoint, fmt::format("{:04}-{:02}-{:02}", today / 10000, today / 100 % 100, today % 100));
 }
 

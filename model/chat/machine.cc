@@ -36,6 +36,8 @@ Machine::Flow Machine::run(const Node& node, Scope& scope, std::string& out) {
   const Deeper deeper(*this, node);
   switch (node.op) {
     case Op::body:
+      for (const std::string& name : node.names) set(scope, name, Value());
+      heap_.spend(node.names.size() * (1 + scope.names.size() / 16));
       for (const NodePtr& part : node.parts) {
         if (const Flow flow = run(*part, scope, out); flow != Flow::on) return flow;
       }

@@ -179,7 +179,9 @@ class Parser : public ExpressionParser {
 
 NodePtr parse(std::string_view source, int& line) {
   if (source.size() > most_template_bytes) reject("longer than {} bytes", most_template_bytes);
-  return Parser(tokens_of(source, line), line).run();
+  NodePtr root = Parser(tokens_of(source, line), line).run();
+  hide_early_names(*root);
+  return root;
 }
 
 }  // namespace kvmesh::jinja

@@ -10,8 +10,13 @@ using Pairs = std::vector<std::pair<Value, Value>>;
 
 bool flag(Heap& heap, Arguments& a, const char* name) { return heap.truth(a.take(name).value_or(Value(false))); }
 
-Value nothing(Heap& heap) {
-  return heap.iterator([] { return std::nullopt; }, Value());
+// Elements of `in` that are asked for when the first is, as Python's generators do; falsy values have none.
+Next later(Heap& heap, const Value& in) {
+  return [&heap, in, next = Next()]() mutable -> std::optional<Value> {
+    if (!heap.truth(in)) return std::nullopt;
+    if (!next) next = heap.iterate(in);
+    return next();
+  };
 }
 
 // item.a.b of an attribute "a.b", or item[3] of 3; the item itself without.
@@ -38,14 +43,13 @@ Getter getter(Heap& heap, const std::optional<Value>& attribute, bool ignore_cas
 
 // Which elements select, reject, selectattr and rejectattr keep; all of them only when they are asked for.
 Value selected(Heap& heap, const Value& in, Arguments a, bool keep, bool by_attribute) {
-  if (!heap.truth(in)) return nothing(heap);
   if (by_attribute && a.values.empty()) reject("the attribute's name is missing");
   const Getter get = getter(heap, by_attribute ? std::optional(a.values[0]) : std::nullopt);
   a = a.without(by_attribute ? 1 : 0);
   const std::string_view test = a.values.empty() ? std::string_view() : plain(a.values[0]);
   if (!a.values.empty()) a = a.without(1);
   return heap.iterator(
-      [&heap, next = heap.iterate(in), get, test, a, keep]() -> std::optional<Value> {
+      [&heap, next = later(heap, in), get, test, a, keep]() -> std::optional<Value> {
         while (std::optional<Value> v = next()) {
           const Value of = get(*v);
           if ((test.empty() ? heap.truth(of) : apply_test(heap, test, of, a)) == keep) return v;
@@ -56,13 +60,12 @@ Value selected(Heap& heap, const Value& in, Arguments a, bool keep, bool by_attr
 }
 
 Value mapped(Heap& heap, const Value& in, Arguments a) {
-  if (!heap.truth(in)) return nothing(heap);
   if (a.values.empty()) {
     const std::optional<Value> attribute = a.take("attribute"), otherwise = a.take("default");
     a.done();
     if (!attribute) reject("map needs a filter or an attribute");
     return heap.iterator(
-        [next = heap.iterate(in), get = getter(heap, attribute, false, otherwise)]() -> std::optional<Value> {
+        [next = later(heap, in), get = getter(heap, attribute, false, otherwise)]() -> std::optional<Value> {
           const std::optional<Value> v = next();
           return v ? std::optional(get(*v)) : std::nullopt;
         },
@@ -70,7 +73,7 @@ Value mapped(Heap& heap, const Value& in, Arguments a) {
   }
   const std::string_view filter = plain(a.values[0]);
   return heap.iterator(
-      [&heap, next = heap.iterate(in), filter, rest = a.without(1)]() -> std::optional<Value> {
+      [&heap, next = later(heap, in), filter, rest = a.without(1)]() -> std::optional<Value> {
         const std::optional<Value> v = next();
         return v ? std::optional(apply_filter(heap, filter, *v, rest)) : std::nullopt;
       },
@@ -185,13 +188,16 @@ Value sum(Heap& heap, const Value& in, Arguments& a) {
 }
 
 Value items_of(Heap& heap, const Value& in) {
-  std::vector<Value> list;
-  if (!in.is(Kind::undefined) && !in.is(Kind::dict)) reject("Can only get item pairs from a mapping.");
-  if (in.is(Kind::dict)) {
-    for (const auto& [key, v] : in.dict->items) list.push_back(heap.list({key, v}, Kind::tuple));
-  }
-  const Value pairs = heap.list(std::move(list));
-  return heap.iterator(heap.iterate(pairs), pairs);
+  std::size_t at = 0;
+  return heap.iterator(
+      [&heap, in, at]() mutable -> std::optional<Value> {
+        if (in.is(Kind::undefined)) return std::nullopt;
+        if (!in.is(Kind::dict)) reject("Can only get item pairs from a mapping.");
+        if (at == in.dict->items.size()) return std::nullopt;
+        const auto& [key, v] = in.dict->items[at++];
+        return heap.list({key, v}, Kind::tuple);
+      },
+      in);
 }
 
 }  // namespace

@@ -36,7 +36,7 @@ struct Node {
   int line;
   std::string text;                          ///< a name, an operator, data
   std::vector<std::unique_ptr<Node>> parts;
-  std::vector<std::string> names;            ///< a macro's parameters; of the last arguments of a call; the attribute of a target NAME.ATTRIBUTE
+  std::vector<std::string> names;            ///< a macro's parameters; of the last arguments of a call; the attribute of a target NAME.ATTRIBUTE; what a body hides
   int depth = 1;
   Text literal{};                            ///< what `constant` points to if it is text
   Value constant{};
@@ -45,6 +45,9 @@ struct Node {
 using NodePtr = std::unique_ptr<Node>;
 
 constexpr std::size_t most_template_bytes = std::size_t{1} << 20;
+
+/// Tells each body which names are undefined in it until they are set, whatever they are outside.
+void hide_early_names(Node& root);
 
 /// `source` is well-formed UTF-8. Rejects what Jinja rejects and what is not supported; `line` then says where.
 NodePtr parse(std::string_view source, int& line);

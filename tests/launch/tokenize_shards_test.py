@@ -1,11 +1,12 @@
 """kvmesh tokenize --shards: files of training data as modded-nanogpt's format says, whole documents, errors."""
 
 import base64
+import json
 import os
 import struct
 import subprocess
 
-from command_line import EOT, KVMESH, CommandLineTest, run_tests, text_of
+from command_line import EOT, KVMESH, SOURCE, CommandLineTest, run_tests, text_of
 
 
 def read_shard(path):
@@ -48,6 +49,16 @@ class Shards(CommandLineTest):
 
     def test_a_shard_that_is_just_full(self):
         self.assertEqual(self.shards(b"ab\nab\na\n", "--shard-tokens", 6)[0], [[EOT, 97, 98, EOT, 97, 98], [EOT, 97]])
+
+    def test_tokenizer_json(self):
+        fixtures = SOURCE / "tests/fixtures/tokenizers"
+        vocab = json.loads((fixtures / "nanochat.json").read_text())  # its post_processor puts <|endoftext|> before and <|pad|> behind
+        eot = next(t["id"] for t in vocab["added_tokens"] if t["content"] == "<|endoftext|>")
+        done = self.run_command("tokenize", "--tokenizer", fixtures / "nanochat.json", "--shards", self.path("j"), input=b"a\nb\n")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(read_shard(self.folder / (self.path("j").name + "-000000.bin")), [eot, vocab["model"]["vocab"]["a"], eot, vocab["model"]["vocab"]["b"]])
+        done = self.run_command("tokenize", "--tokenizer", fixtures / "llama2.json", "--shards", self.path("l"), input=b"a\nb\n")
+        self.assert_one_line_error(done, 1, "llama2.json", "<|endoftext|>")
 
     def test_usage(self):
         for words, lines, parts in ((["--decode", "--shards", "x"], b"", ["--decode", "--shards"]), (["--shards", self.path("s"), "--shard-tokens", 0], b"a", ["--shard-tokens 0"]),

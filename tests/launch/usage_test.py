@@ -3,11 +3,12 @@
 import json
 import os
 import re
+import shutil
 import socket
 import struct
 import subprocess
 
-from command_line import (EOT, KVMESH, PAD, VOCAB, D, CommandLineTest, config_of, random_weights, run_tests, shapes_of, text_of, write_checkpoint)
+from command_line import (EOT, KVMESH, PAD, SOURCE, VOCAB, D, CommandLineTest, config_of, random_weights, run_tests, shapes_of, text_of, write_checkpoint)
 
 
 class Usage(CommandLineTest):
@@ -284,6 +285,36 @@ class Alone(CommandLineTest):
         done = self.tokenize("--decode", input=b"[97, 98]\n[]\n[260,261]\n [195]\n[195,169,264]\n[5000]\n")
         self.assertEqual((done.returncode, done.stderr), (0, b""))
         self.assertEqual(done.stdout.decode(), "ab\n\nthe the\n\ufffd\n\u00e9<|endoftext|>\n\ufffd\n")
+
+    def test_tokenize_by_tokenizer_json(self):
+        file = SOURCE / "tests/fixtures/tokenizers/nanochat.json"
+        vocab = json.loads(file.read_text())
+        eot, pad = (next(t["id"] for t in vocab["added_tokens"] if t["content"] == name) for name in ("<|endoftext|>", "<|pad|>"))
+        done = self.run_command("tokenize", "--tokenizer", file, input="a the\n<|pad|>".encode())
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        self.assertEqual([json.loads(line) for line in done.stdout.splitlines()], [[eot, vocab["model"]["vocab"]["a"], vocab["model"]["vocab"]["\u0120the"], pad], [eot, pad, pad]])
+        done = self.run_command("tokenize", "--tokenizer", file, "--decode", input=done.stdout)
+        self.assertEqual(done.stdout, b"<|endoftext|>a the<|pad|>\n<|endoftext|><|pad|><|pad|>\n")
+        broken = self.path("tokenizer.json")
+        broken.write_text(json.dumps(vocab | {"normalizer": {"type": "Lowercase"}}))
+        self.assert_one_line_error(self.run_command("tokenize", "--tokenizer", broken), 1, broken, "normalizer.type", "Lowercase")
+
+    def test_checkpoint_with_tokenizer_json(self):
+        folder = self.path("checkpoint")
+        shutil.copytree(self.checkpoint, folder)
+        words = json.loads((SOURCE / "tests/fixtures/tokenizers/gpt2.json").read_text())
+        (folder / "tokenizer.tiktoken").rename(folder / "other.tiktoken")
+        vocab = {bytes([b]).decode("latin-1"): b for b in range(33, 127)}
+        words["model"] |= {"vocab": vocab | {"ab": 127}, "merges": ["a b"]}
+        words["added_tokens"] = []
+        (folder / "tokenizer.json").write_text(json.dumps(words))
+        done = self.run_command("generate", "--checkpoint", folder, "--prompt", "xab", "--max-new-tokens", 3, "--output", "-")
+        row = json.loads(done.stdout)
+        self.assertEqual(row["tokens"], [128, 129, 130], done.stderr)
+        self.assertEqual(row["completion"], 3 * "\ufffd")
+        words["model"]["vocab"]["zz"] = VOCAB
+        (folder / "tokenizer.json").write_text(json.dumps(words))
+        self.assert_one_line_error(self.run_command("generate", "--checkpoint", folder, "--prompt", "x"), 1, "tokenizer.json", str(VOCAB))
 
     def test_tokenize_errors(self):
         for line in ("x", "{}", "[1.5]", "[-1]", '["a"]', "[99999999999]", "[1"):

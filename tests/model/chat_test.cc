@@ -96,6 +96,11 @@ TEST(Template, BoundsWorkMemoryAndDepth) {
       {"{{ 1" + repeated(" if 1 else 1", 10000) + " }}", "nested deeper"},
       {repeated("{% if 1 %}", 100000), "nested deeper"},
       {repeated("{% for x in y %}", 10000), "nested deeper"},
+      {repeated("{% if 1 %}", 100) + [] {
+         std::string names;
+         for (int i = 0; i < 100000; ++i) names += fmt::format("{{{{n{}}}}}", i);
+         return names;
+       }() + repeated("{% endif %}", 100), "too many names"},
       {std::string((1 << 20) + 1, 'x'), "longer than"},
   };
   for (const auto& [text, reason] : hostile) {
