@@ -9,9 +9,8 @@
 #include <functional>
 #include <queue>
 
-#include <fmt/format.h>
-
 #include "model/utf8.h"
+#include "runtime/check.h"
 
 namespace kvmesh {
 namespace {
@@ -40,8 +39,10 @@ std::uint64_t fingerprint(std::string_view bytes) {
   return load<std::uint8_t>(data);
 }
 
+constexpr int id_bits = 20, rank_bits = 24;
+
 std::uint64_t pair_key(std::int32_t left, std::int32_t right) {
-  return std::uint64_t{static_cast<std::uint32_t>(left)} << 32 | static_cast<std::uint32_t>(right);
+  return std::uint64_t{static_cast<std::uint32_t>(left)} << id_bits | static_cast<std::uint32_t>(right);
 }
 
 std::size_t pair_place(std::uint64_t key, std::size_t size) {
@@ -58,7 +59,8 @@ BytePairEncoder::BytePairEncoder(std::span<const std::string_view> tokens, std::
   for (std::size_t id = 0; id < tokens.size(); ++id) {
     if (!tokens[id].empty()) add_token(static_cast<std::int32_t>(id));
   }
-  pairs_.resize(std::bit_ceil(2 * std::max<std::size_t>(merges.size(), 1)));
+  check(tokens.size() <= std::size_t{1} << id_bits && merges.size() < (std::size_t{1} << rank_bits) - 1, "{} tokens and {} merges are too many", tokens.size(), merges.size());
+  pairs_.resize(std::bit_ceil(2 * std::max<std::size_t>(merges.size(), 1)), no_pair);
   for (std::size_t rank = 0; rank < merges.size(); ++rank) {
     add_pair(merges[rank].left, merges[rank].right, static_cast<Rank>(rank));
     merged_.push_back(merges[rank].id);
@@ -103,17 +105,19 @@ void BytePairEncoder::add_token(std::int32_t id) {
 }
 
 void BytePairEncoder::add_pair(std::int32_t left, std::int32_t right, Rank rank) {
+  const auto put = [this](Pair pair) {
+    std::size_t at = pair_place(pair >> rank_bits, pairs_.size());
+    while (pairs_[at] != no_pair) at = (at + 1) & (pairs_.size() - 1);
+    pairs_[at] = pair;
+  };
   if (2 * ++pair_count_ > pairs_.size()) {
-    std::vector<Pair> old(2 * pairs_.size());
+    std::vector<Pair> old(2 * pairs_.size(), no_pair);
     old.swap(pairs_);
-    pair_count_ = 1;
-    for (const Pair& pair : old) {
-      if (pair.rank != never) add_pair(static_cast<std::int32_t>(pair.key >> 32), static_cast<std::int32_t>(pair.key), pair.rank);
+    for (const Pair pair : old) {
+      if (pair != no_pair) put(pair);
     }
   }
-  std::size_t at = pair_place(pair_key(left, right), pairs_.size());
-  while (pairs_[at].rank != never) at = (at + 1) & (pairs_.size() - 1);
-  pairs_[at] = {pair_key(left, right), rank};
+  put(pair_key(left, right) << rank_bits | rank);
 }
 
 void BytePairEncoder::fill_byte_tables() {
@@ -157,7 +161,9 @@ std::int32_t BytePairEncoder::id_of(std::string_view bytes) const {
 BytePairEncoder::Rank BytePairEncoder::rank_of(std::int32_t left, std::int32_t right) const {
   const std::uint64_t key = pair_key(left, right);
   for (std::size_t at = pair_place(key, pairs_.size());; at = (at + 1) & (pairs_.size() - 1)) {
-    if (pairs_[at].key == key || pairs_[at].rank == never) return pairs_[at].rank;
+    const Pair pair = pairs_[at];
+    if (pair >> rank_bits == key) return static_cast<Rank>(pair & ((1u << rank_bits) - 1));
+    if (pair == no_pair) return never;
   }
 }
 
@@ -197,20 +203,19 @@ std::size_t BytePairEncoder::write_symbols(std::string_view piece, std::int32_t*
 }
 
 void BytePairEncoder::merge(std::string_view piece, std::vector<std::int32_t>& ids) const {
-  if (piece.size() >= short_piece) {
-    std::vector<std::int32_t> symbols(piece.size());
-    symbols.resize(write_symbols(piece, symbols.data()));
-    merge_long(symbols, ids);
-    return;
-  }
-  std::array<std::int32_t, short_piece> symbols;
+  std::array<std::int32_t, short_piece> few;
+  std::vector<std::int32_t> many(piece.size() < short_piece ? 0 : piece.size());
+  std::int32_t* const symbols = many.empty() ? few.data() : many.data();
+  const auto merge_all = [&](std::size_t count, auto first_rank) {
+    if (many.empty()) merge_short({symbols, count}, first_rank, ids);
+    else merge_long({symbols, count}, first_rank, ids);
+  };
   const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(piece[i]); };
   if (!of_two_.empty()) {
     for (std::size_t i = 0; i < piece.size(); ++i) symbols[i] = of_byte_[byte(i)];
-    merge_short({symbols.data(), piece.size()}, [&](std::size_t i) { return of_two_[256u * byte(i) + byte(i + 1)]; }, ids);
+    merge_all(piece.size(), [&](std::size_t i) { return of_two_[256u * byte(i) + byte(i + 1)]; });
   } else {
-    const std::size_t count = write_symbols(piece, symbols.data());
-    merge_short({symbols.data(), count}, [&](std::size_t i) { return rank_of(symbols[i], symbols[i + 1]); }, ids);
+    merge_all(write_symbols(piece, symbols), [&](std::size_t i) { return rank_of(symbols[i], symbols[i + 1]); });
   }
 }
 
@@ -241,7 +246,8 @@ void BytePairEncoder::merge_short(std::span<const std::int32_t> symbols, FirstRa
   for (std::size_t i = 0; i < count; ++i) ids.push_back(parts[i].id);
 }
 
-void BytePairEncoder::merge_long(std::span<const std::int32_t> symbols, std::vector<std::int32_t>& ids) const {
+template <typename FirstRank>
+void BytePairEncoder::merge_long(std::span<const std::int32_t> symbols, FirstRank first_rank, std::vector<std::int32_t>& ids) const {
   /// The part that begins at this symbol, if one does.
   struct Part {
     std::uint32_t previous;  ///< where the part before begins
@@ -256,7 +262,7 @@ void BytePairEncoder::merge_long(std::span<const std::int32_t> symbols, std::vec
   candidates.reserve(size);
   const auto key = [](Rank rank, std::uint32_t start) { return std::uint64_t{rank} << 32 | start; };
   for (std::uint32_t i = 0; i < size; ++i) {
-    const Rank rank = i + 1 < size ? rank_of(symbols[i], symbols[i + 1]) : never;
+    const Rank rank = i + 1 < size ? first_rank(i) : never;
     parts[i] = {i - 1, i + 1, symbols[i], rank};
     if (rank != never) candidates.push_back(key(rank, i));
   }

@@ -28,7 +28,7 @@ class BytePairEncoder {
   };
 
   /// `tokens[id]` are the token's bytes, empty where there is none; the caller owns them and keeps them alive. No two are equal.
-  /// The ids of `merges` are tokens'; no two merges have the same pair.
+  /// The ids of `merges` are tokens'; no two merges have the same pair. Ids lie below 2^20, ranks below 2^24 - 1.
   BytePairEncoder(std::span<const std::string_view> tokens, std::span<const Merge> merges, const Rules& rules);
   /// tiktoken's rules: a token's id is its rank, two neighbours merge if together they are a token, tokens stay whole. Each of
   /// the 256 single bytes is a token.
@@ -50,11 +50,9 @@ class BytePairEncoder {
     std::uint32_t id : 31 = 0;
     std::uint32_t whole : 1 = 0;  ///< a piece of these bytes is encoded as this token
   };
-  /// A place in the hash table of pairs: left and right id. No id is -1.
-  struct Pair {
-    std::uint64_t key = UINT64_MAX;
-    Rank rank = never;
-  };
+  /// A place in the hash table of pairs: left and right id and rank, in 20, 20 and 24 bits so that a cache holds many. All ones: free.
+  using Pair = std::uint64_t;
+  static constexpr Pair no_pair = UINT64_MAX;
 
   void add_token(std::int32_t id);
   void add_pair(std::int32_t left, std::int32_t right, Rank rank);
@@ -71,7 +69,8 @@ class BytePairEncoder {
   void merge(std::string_view piece, std::vector<std::int32_t>& ids) const;
   template <typename FirstRank>
   void merge_short(std::span<const std::int32_t> symbols, FirstRank first_rank, std::vector<std::int32_t>& ids) const;
-  void merge_long(std::span<const std::int32_t> symbols, std::vector<std::int32_t>& ids) const;
+  template <typename FirstRank>
+  void merge_long(std::span<const std::int32_t> symbols, FirstRank first_rank, std::vector<std::int32_t>& ids) const;
 
   std::span<const std::string_view> tokens_;
   Rules rules_;

@@ -25,11 +25,12 @@ std::size_t digits_length(std::string_view text, bool one_by_one) {
 
 }  // namespace
 
+void PreTokenizer::operator()(std::string_view text, bool first, const Sink& sink) const {
+  if (steps.empty()) sink(text);
+  else cut_further(0, text, first, sink);
+}
+
 void PreTokenizer::cut_further(std::size_t step_index, std::string_view text, bool first, const Sink& sink) const {
-  if (step_index == steps.size()) {
-    sink(text);
-    return;
-  }
   const Step& step = steps[step_index];
   std::string changed;
   switch (step.kind) {
@@ -49,7 +50,8 @@ void PreTokenizer::cut_further(std::size_t step_index, std::string_view text, bo
     if (step.kind == Step::split) length = step.pattern->piece_length(text);
     if (step.kind == Step::digits) length = digits_length(text, step.one_by_one);
     if (step.kind == Step::metaspace && step.cut) length = std::min(length, text.find(step.replacement, text.starts_with(step.replacement) ? 1 : 0));
-    cut_further(step_index + 1, text.substr(0, length), first, sink);
+    if (step_index + 1 < steps.size()) cut_further(step_index + 1, text.substr(0, length), first, sink);
+    else sink(text.substr(0, length));
     text.remove_prefix(length);
     first = false;
   }

@@ -27,7 +27,7 @@ class PreTokenizer {
 
   using Sink = std::function<void(std::string_view piece)>;
   /// Gives the pieces of `text`, well-formed UTF-8, to `sink` in their order, none empty. `first`: `text` begins the whole text.
-  void operator()(std::string_view text, bool first, const Sink& sink) const { cut_further(0, text, first, sink); }
+  void operator()(std::string_view text, bool first, const Sink& sink) const;
 
  private:
   void cut_further(std::size_t step, std::string_view text, bool first, const Sink& sink) const;

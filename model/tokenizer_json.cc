@@ -54,6 +54,7 @@ std::pair<std::string, bool> spelled_bytes(std::string_view text) {
 Ids read_vocabulary(const JsonValue& vocab, TokenizerParts& parts) {
   if (!vocab.json().is_object()) vocab.refuse("is not an object");
   Ids ids;
+  ids.reserve(vocab.json().size());
   std::vector<std::string_view> spelling;
   for (const auto& [text, value] : vocab.json().items()) {
     const std::int32_t id = value.is_number_unsigned() && value.get<std::uint64_t>() < rank_limit ? value.get<std::int32_t>() : vocab[text].integer(0, rank_limit - 1);
@@ -90,6 +91,7 @@ void read_merges(const JsonValue& list, const Ids& ids, TokenizerParts& parts) {
   std::unordered_set<std::uint64_t> seen;
   std::string both;
   parts.merges.emplace();
+  seen.reserve(list.list_size());
   for (std::size_t i = 0; i < list.list_size(); ++i) {
     const JsonValue merge = list[i];
     const auto id_of = [&](std::string_view token) {

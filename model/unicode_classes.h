@@ -25,7 +25,9 @@ class UnicodeClasses {
   static constexpr std::size_t block_size = 256;
 
   UnicodeClasses();
-  std::uint8_t flags_of(char32_t code) const { return flags_[block_size * block_of_[code / block_size] + code % block_size]; }
+  std::uint8_t flags_of(char32_t code) const {
+    return flags_[code < block_size ? code : block_size * block_of_[code / block_size] + code % block_size];  // block 0 is the first
+  }
 
   std::array<std::uint8_t, 0x110000 / block_size> block_of_{};  ///< code point / block_size -> block; equal blocks are kept once
   std::vector<std::uint8_t> flags_;                             ///< [block][code point % block_size]
