@@ -47,7 +47,7 @@ TEST(Memory, IsWhatAGeneratorAllocates) {
     const Gpt gpt(config, dtype, weights, *device);
     const Gpt::Workspace w(gpt, Gpt::chunk_tokens);
     const std::int64_t rope = config.seqlen * config.head_dim() * 4;
-    expect_close(needs.activations, sum({w.x, w.normed, w.qkv, w.q, w.attended, w.hidden}) + rope);
+    expect_close(needs.activations, sum({w.x, w.normed, w.last, w.qkv, w.q, w.attended, w.hidden}) + rope);
 
     constexpr std::int64_t rows = 5;
     const KvCache cache(*device, config, dtype, rows, config.seqlen);
