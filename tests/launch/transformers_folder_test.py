@@ -11,7 +11,10 @@ EXPECTED = json.loads((WHOLE / "expected.json").read_text())
 
 
 class TransformersFolder(CommandLineTest):
-    checkpoint = WHOLE
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.checkpoint = WHOLE
 
     def answers(self, key, rows, *words, ranks=1):
         prompts = self.rows(*({key: r[key]} for r in rows))
