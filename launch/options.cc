@@ -142,18 +142,6 @@ ModelConfig parse_shape(const std::string& text) {
 
 }  // namespace
 
-std::optional<std::tm> day_of(const std::string& text) {
-  constexpr std::string_view form = "0000-00-00";
-  for (std::size_t i = 0; i < form.size(); ++i) {
-    if (text.size() != form.size() || (form[i] == '-' ? text[i] != '-' : text[i] < '0' || text[i] > '9')) return std::nullopt;
-  }
-  std::tm day{};
-  day.tm_year = std::stoi(text.substr(0, 4)) - 1900, day.tm_mon = std::stoi(text.substr(5, 2)) - 1, day.tm_mday = std::stoi(text.substr(8));
-  const std::tm asked = day;
-  ::timegm(&day);  // also finds the day of the week
-  return day.tm_year == asked.tm_year && day.tm_mon == asked.tm_mon && day.tm_mday == asked.tm_mday ? std::optional(day) : std::nullopt;
-}
-
 std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std::string> args, bool speak, std::string_view command) {
   GenerateCommandOptions o;
   std::string checkpoint, prompts, output, metrics, prometheus, trace, rng = "row", sync = "tokens", pad = "power-of-two", shards = "shared", batch_size = "32";

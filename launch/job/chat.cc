@@ -2,10 +2,23 @@
 #include "launch/job/chat.h"
 
 #include <algorithm>
+#include <ctime>
 
 namespace kvmesh {
 
 using Json = nlohmann::ordered_json;
+
+std::optional<std::tm> day_of(const std::string& text) {
+  constexpr std::string_view form = "0000-00-00";
+  for (std::size_t i = 0; i < form.size(); ++i) {
+    if (text.size() != form.size() || (form[i] == '-' ? text[i] != '-' : text[i] < '0' || text[i] > '9')) return std::nullopt;
+  }
+  std::tm day{};
+  day.tm_year = std::stoi(text.substr(0, 4)) - 1900, day.tm_mon = std::stoi(text.substr(5, 2)) - 1, day.tm_mday = std::stoi(text.substr(8));
+  const std::tm asked = day;
+  ::timegm(&day);  // also finds the day of the week
+  return day.tm_year == asked.tm_year && day.tm_mon == asked.tm_mon && day.tm_mday == asked.tm_mday ? std::optional(day) : std::nullopt;
+}
 
 Chat::Chat(const ChatOptions& options, const std::filesystem::path& checkpoint, const std::string& today)
     : template_(checkpoint, options.file), system_(options.system), now_(day_of(options.day.empty() ? today : options.day).value()) {}

@@ -24,6 +24,8 @@ constexpr std::string_view dict_forbidden[] = {"clear", "pop", "popitem", "setde
 constexpr std::string_view dict_others[] = {"copy", "fromkeys"};
 constexpr std::string_view list_methods[] = {"count", "index"};
 constexpr std::string_view list_others[] = {"copy"};
+constexpr std::string_view rest_others[] = {"as_integer_ratio", "bit_count", "bit_length", "close", "conjugate", "count", "denominator", "from_bytes", "fromhex", "hex", "imag", "index",
+                                            "is_integer", "isdisjoint", "mapping", "numerator", "real", "send", "start", "step", "stop", "throw", "to_bytes"};  // of numbers, ranges, views, generators
 constexpr std::string_view functions[] = {"range", "namespace", "dict", "raise_exception", "strftime_now"};
 constexpr std::string_view function_others[] = {"lipsum", "cycler", "joiner"};
 
@@ -77,7 +79,9 @@ std::optional<Value> own(Heap& heap, const Value& object, std::string_view name)
     }
     case Kind::macro:
     case Kind::function: reject("attributes of a {} are not supported", type_name(object));
-    default: return std::nullopt;
+    case Kind::undefined:
+    case Kind::none: return std::nullopt;
+    default: refuse(among(rest_others, name)); return std::nullopt;
   }
 }
 

@@ -28,9 +28,9 @@ bool has_case(Heap& heap, const Value& v, bool wants_upper) {
 
 bool same(const Value& a, const Value& b) {
   if (a.kind != b.kind) return false;
-  if (a.is(Kind::integer) || a.is(Kind::real) || a.is(Kind::text)) reject("sameas of a {} is not supported", type_name(a));
+  if (a.is(Kind::integer) || a.is(Kind::real) || a.is(Kind::text) || a.is(Kind::undefined)) reject("sameas of a {} is not supported", type_name(a));
   if (a.is(Kind::boolean)) return a.boolean == b.boolean;
-  return a.is(Kind::none) || a.is(Kind::undefined) || a.list == b.list;
+  return a.is(Kind::none) || a.list == b.list;
 }
 
 }  // namespace
