@@ -4,7 +4,7 @@
 #include "comm/process_group.h"
 #include "model/param_spec.h"
 #include "model/safetensors.h"
-#include "model/tokenizer.h"
+#include "model/tokenizer/tokenizer.h"
 #include "runtime/device.h"
 
 #include <filesystem>

@@ -1,5 +1,5 @@
 // The table of classes, put together from the ranges that scripts found in the packages.
-#include "model/unicode_classes.h"
+#include "model/tokenizer/unicode_classes.h"
 
 #include <algorithm>
 #include <cstddef>
@@ -12,8 +12,8 @@ struct Range {
 };
 
 // letter_ranges, number_ranges and space_ranges, of tiktoken and tokenizers alike; what tokenizers has besides.
-#include "model/tokenizer_classes.inc"
-#include "model/unicode_classes.inc"
+#include "model/tokenizer/tokenizer_classes.inc"
+#include "model/tokenizer/unicode_classes.inc"
 
 }  // namespace
 

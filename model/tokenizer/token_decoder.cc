@@ -1,12 +1,12 @@
 // The decoding steps, each from a list of texts to a list of texts.
-#include "model/token_decoder.h"
+#include "model/tokenizer/token_decoder.h"
 
 #include <algorithm>
 #include <optional>
 
 #include <fmt/ranges.h>
 
-#include "model/normalizer.h"
+#include "model/tokenizer/normalizer.h"
 #include "model/utf8.h"
 
 namespace kvmesh {

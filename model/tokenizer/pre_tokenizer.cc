@@ -1,9 +1,9 @@
 // The steps that cut a text; each hands its pieces to the next.
-#include "model/pre_tokenizer.h"
+#include "model/tokenizer/pre_tokenizer.h"
 
 #include <algorithm>
 
-#include "model/normalizer.h"
+#include "model/tokenizer/normalizer.h"
 #include "model/utf8.h"
 
 namespace kvmesh {

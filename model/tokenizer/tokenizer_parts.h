@@ -6,11 +6,11 @@
 #include <string>
 #include <vector>
 
-#include "model/added_tokens.h"
-#include "model/bpe.h"
-#include "model/normalizer.h"
-#include "model/pre_tokenizer.h"
-#include "model/token_decoder.h"
+#include "model/tokenizer/added_tokens.h"
+#include "model/tokenizer/bpe.h"
+#include "model/tokenizer/normalizer.h"
+#include "model/tokenizer/pre_tokenizer.h"
+#include "model/tokenizer/token_decoder.h"
 
 namespace kvmesh {
 

@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "model/split_pattern.h"
+#include "model/tokenizer/split_pattern.h"
 
 namespace kvmesh {
 

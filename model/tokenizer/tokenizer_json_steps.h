@@ -2,7 +2,7 @@
 #pragma once
 
 #include "model/json_value.h"
-#include "model/tokenizer_parts.h"
+#include "model/tokenizer/tokenizer_parts.h"
 
 namespace kvmesh {
 

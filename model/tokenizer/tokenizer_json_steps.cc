@@ -1,5 +1,5 @@
 // Reads the steps of a tokenizer.json. Which object is which says its "type"; a Sequence holds others.
-#include "model/tokenizer_json_steps.h"
+#include "model/tokenizer/tokenizer_json_steps.h"
 
 #include "model/json_file.h"
 #include "model/utf8.h"

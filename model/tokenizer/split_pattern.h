@@ -5,7 +5,7 @@
 #include <optional>
 #include <string_view>
 
-#include "model/unicode_classes.h"
+#include "model/tokenizer/unicode_classes.h"
 
 namespace kvmesh {
 

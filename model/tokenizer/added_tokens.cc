@@ -1,9 +1,9 @@
 // The search for added tokens: a trie, and the white space and words around what it finds.
-#include "model/added_tokens.h"
+#include "model/tokenizer/added_tokens.h"
 
 #include <algorithm>
 
-#include "model/unicode_classes.h"
+#include "model/tokenizer/unicode_classes.h"
 #include "model/utf8.h"
 
 namespace kvmesh {

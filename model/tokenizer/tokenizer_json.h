@@ -3,7 +3,7 @@
 
 #include <filesystem>
 
-#include "model/tokenizer_parts.h"
+#include "model/tokenizer/tokenizer_parts.h"
 
 namespace kvmesh {
 

@@ -1,5 +1,5 @@
 // Normalizing a text. utf8proc composes; the table of what NFC may change says which parts of a text it sees.
-#include "model/normalizer.h"
+#include "model/tokenizer/normalizer.h"
 
 #include <algorithm>
 #include <array>
@@ -7,7 +7,7 @@
 
 #include <utf8proc.h>
 
-#include "model/unicode_classes.h"
+#include "model/tokenizer/unicode_classes.h"
 #include "model/utf8.h"
 #include "runtime/check.h"
 

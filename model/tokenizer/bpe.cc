@@ -1,6 +1,6 @@
 // Byte-pair encoding. A piece that merging would make one token is looked up; a short one is merged by scanning its few symbols
 // for the lowest rank, a long one with a heap. All three give the same ids.
-#include "model/bpe.h"
+#include "model/tokenizer/bpe.h"
 
 #include <algorithm>
 #include <array>

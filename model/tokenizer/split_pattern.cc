@@ -1,5 +1,5 @@
 // The scanner for GPT-2's and GPT-4's patterns.
-#include "model/split_pattern.h"
+#include "model/tokenizer/split_pattern.h"
 
 #include <climits>
 #include <string>

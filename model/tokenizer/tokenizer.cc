@@ -1,5 +1,5 @@
 // The tokenizer: added tokens are cut out of the text, the rest is normalized and cut into pieces, each piece is encoded.
-#include "model/tokenizer.h"
+#include "model/tokenizer/tokenizer.h"
 
 #include <algorithm>
 #include <atomic>
@@ -9,8 +9,8 @@
 #include <thread>
 #include <utility>
 
-#include "model/tiktoken_file.h"
-#include "model/tokenizer_json.h"
+#include "model/tokenizer/tiktoken_file.h"
+#include "model/tokenizer/tokenizer_json.h"
 #include "model/utf8.h"
 #include "runtime/check.h"
 

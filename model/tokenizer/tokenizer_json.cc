@@ -1,5 +1,5 @@
 // Reads a tokenizer.json: the vocabulary, its merges, the added tokens.
-#include "model/tokenizer_json.h"
+#include "model/tokenizer/tokenizer_json.h"
 
 #include <array>
 #include <unordered_map>
@@ -7,8 +7,8 @@
 
 #include "model/json_file.h"
 #include "model/json_value.h"
-#include "model/tiktoken_file.h"
-#include "model/tokenizer_json_steps.h"
+#include "model/tokenizer/tiktoken_file.h"
+#include "model/tokenizer/tokenizer_json_steps.h"
 #include "model/utf8.h"
 #include "runtime/check.h"
 

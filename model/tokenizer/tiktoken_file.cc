@@ -1,5 +1,5 @@
 // Reads tiktoken's text format and trusts nothing in it.
-#include "model/tiktoken_file.h"
+#include "model/tokenizer/tiktoken_file.h"
 
 #include <algorithm>
 #include <array>
