@@ -66,7 +66,7 @@ struct Work {
   double decode_bytes;        // read by one average step of all ranks: each reads the weights once and its rows' keys and values
 };
 
-Work work_of(const ModelConfig& c, DType dtype, const BenchOptions& o, int ranks) {
+Work work_of(const ModelConfig& c, DType dtype, Quantize quantize, const BenchOptions& o, int ranks) {
   const auto d = static_cast<double>(c.d_emb), h = static_cast<double>(c.head_dim()), q = static_cast<double>(c.q_heads), kv = static_cast<double>(c.kv_heads),
              v = static_cast<double>(c.vocab_size), layers = static_cast<double>(c.num_layers), batch = static_cast<double>(o.mesh.batch_size);
   const double matrices = layers * (d * (q + 2 * kv) * h + q * h * d + static_cast<double>(c.mlp_columns() + c.mlp_width()) * d);  // elements
@@ -80,7 +80,9 @@ Work work_of(const ModelConfig& c, DType dtype, const BenchOptions& o, int ranks
     keys_of_step += o.new_tokens > 1 ? keys / static_cast<double>(o.new_tokens - 1) : 0;
   }
   const double active = std::min<double>(batch, ranks);  // ranks that have rows at all
-  work.decode_bytes = static_cast<double>(size_of(dtype)) * (active * (matrices + d * v) + batch * 2 * kv * h * keys_of_step);
+  const double scales = layers * ((q + 2 * kv) * h + static_cast<double>(c.mlp_columns()) + 2 * d) + v;  // of integers
+  const double width = static_cast<double>(size_of(dtype)), weights = matrices + d * v;
+  work.decode_bytes = active * (quantize == Quantize::int8 ? weights + 4 * scales : width * weights) + width * batch * 2 * kv * h * keys_of_step;
   return work;
 }
 
@@ -119,7 +121,7 @@ int bench_command(std::span<const std::string> args, ProcessGroup& group) {
   const Limits after = job.device->measure_limits(job.dtype);  // again, for shared machines have better and worse moments
   const Limits limits{sum_over(ranks, std::max(before.flops_per_s, after.flops_per_s)), sum_over(ranks, std::max(before.bytes_per_s, after.bytes_per_s))};
 
-  const Work work = work_of(job.config, job.dtype, o, group.size());
+  const Work work = work_of(job.config, job.dtype, job.quantize, o, group.size());
   const auto batch = static_cast<double>(o.mesh.batch_size);
   const double prefill_s = median_of(prefill), step_s = median_of(steps);
   const auto over = [](double a, double b) { return b > 0 ? a / b : 0.0; };
@@ -133,6 +135,7 @@ int bench_command(std::span<const std::string> args, ProcessGroup& group) {
       {"ranks", group.size()},
       {"device", job.device->describe()},
       {"dtype", name_of(job.dtype)},
+      {"quantize", name_of(job.quantize)},
       {"batch", o.mesh.batch_size},
       {"prompt_len", o.prompt_len},
       {"new_tokens", o.new_tokens},

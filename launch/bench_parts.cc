@@ -82,6 +82,7 @@ Json operations_of(const Gpt& gpt, const Limits& limits, const char* phase, std:
   }
   const DType dtype = gpt.dtype();
   const auto width = static_cast<double>(size_of(dtype));
+  const bool integers = gpt.weights().lm_head.quantize == Quantize::int8;
   std::vector<std::int32_t> ids(static_cast<std::size_t>(t)), last(static_cast<std::size_t>(wanted));
   for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<std::int32_t>(i * 7919 % static_cast<std::size_t>(v));
   for (std::size_t i = 0; i < last.size(); ++i) last[i] = segments[i].offset + segments[i].count - 1;
@@ -92,7 +93,8 @@ Json operations_of(const Gpt& gpt, const Limits& limits, const char* phase, std:
   const auto& blocks = gpt.weights().blocks;
   const double layers = static_cast<double>(blocks.size()), rows = static_cast<double>(t);
   const auto product = [&](const char* name, std::int64_t k, std::int64_t n, double calls, double m, std::function<void(std::size_t)> call) {
-    return Operation{name, calls, 2 * m * static_cast<double>(k) * static_cast<double>(n), width * static_cast<double>(k) * static_cast<double>(n), std::move(call)};
+    const double elements = static_cast<double>(k) * static_cast<double>(n);
+    return Operation{name, calls, 2 * m * elements, integers ? elements + 4 * static_cast<double>(n) : width * elements, std::move(call)};
   };
   const auto eps = static_cast<float>(c.norm_eps), cap = static_cast<float>(c.logit_soft_cap);
   const Tensor few = x.slice(0, wanted);

@@ -46,6 +46,7 @@ void look_at_files(Facts& facts, const GenerateCommandOptions& o, const Job* job
     std::vector<fs::path> files = weight_files(folder);
     files.push_back(folder / "config.json");
     if (const fs::path tokenizer = tokenizer_file(folder); !tokenizer.empty()) files.push_back(tokenizer);
+    if (o.chat.on) std::ranges::copy(chat_files(folder), std::back_inserter(files));
     if (job) find_params(SafetensorsFolder(folder), job->config);
     for (const fs::path& file : files) facts.files[file.filename().string()] = file_hash(file, most_read / std::ssize(files)).substr(0, hash_digits);
   });
@@ -61,7 +62,7 @@ void look_at_rows(Facts& facts, const GenerateCommandOptions& o, const Job& job)
   if (o.prompt.empty() && fs::exists(o.mesh.prompts) && !in_file && !fs::is_directory(o.mesh.prompts)) return;  // a pipe can be read only once
   const std::unique_ptr<Communicator> alone = make_self_communicator();
   LineSource lines = open_lines(o, job, *alone);
-  const RowContext context{o.row, job.config, job.tokenizer ? &*job.tokenizer : nullptr};
+  const RowContext context{o.row, job.config, job.tokenizer ? &*job.tokenizer : nullptr, job.chat ? &*job.chat : nullptr};
   std::int64_t rows = 0, bytes = 0, bad = 0, longest = 0;
   std::string first_error;
   for (std::optional<std::string_view> line; bytes < most_read && (line = lines.next()); ++rows) {
@@ -222,10 +223,11 @@ int doctor_command(std::span<const std::string> args, ProcessGroup& group) {
   std::optional<Job> job;  // of all ranks, or none: they build it together
   if (largest(ranks, !options) == 0) noting(facts, "", [&] { job.emplace(options->mesh, group); });
   group.set_deadline(patience);  // not --comm-timeout: reading a checkpoint may take longer
+  if (job) noting(facts, "", [&] { job->open_chat(options->chat, options->mesh.checkpoint, ranks); });
   if (job) noting(facts, "", [&] { settle_batch(*options, *job, facts, group); });
   if (job) add_job(facts, *options, *job, group);
   if (options) look_at_files(facts, *options, job ? &*job : nullptr);
-  if (first && job) noting(facts, "", [&] { look_at_rows(facts, *options, *job); });
+  if (first && job && job->chat.has_value() == options->chat.on) noting(facts, "", [&] { look_at_rows(facts, *options, *job); });
   look_at_output(facts, options ? &*options : nullptr, job ? &*job : nullptr, ranks);
   facts.clock_ahead = clock_ahead(ranks);
 

@@ -26,6 +26,7 @@ constexpr int exit_error_rows = 2, exit_stopped = 75;
 Json paths_of(const GenerateCommandOptions& o) {
   Json paths = {{"checkpoint", o.mesh.checkpoint.string()}};
   if (o.prompt.empty()) paths["prompts"] = o.mesh.prompts.string();
+  if (!o.chat.file.empty()) paths["chat-template"] = o.chat.file.string();
   return {{"paths", paths}};
 }
 
@@ -64,6 +65,7 @@ int generate_command(std::span<const std::string> args, ProcessGroup& group) {
   if (!check_up(*parsed, job, group)) return static_cast<int>(Fault::usage);
   if (o.generate.sync == Sync::logits) job.join_devices(group);
   Communicator& ranks = group.world();
+  job.open_chat(o.chat, o.mesh.checkpoint, ranks);
   LineSource lines = open_lines(o, job, ranks);
   std::unique_ptr<Output> output;  // rank 0's
   bool complete = false;

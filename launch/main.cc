@@ -2,6 +2,7 @@
 #include "launch/commands.h"
 #include "launch/job/agree.h"
 #include "launch/job/signals.h"
+#include "launch/options.h"
 
 #include <fmt/format.h>
 
@@ -126,6 +127,7 @@ int main(int argc, char** argv) {
   if (command == "verify") return run_on_mesh(verify_command, args, argc, argv);
   if (command == "bench") return run_on_mesh(bench_command, args, argc, argv);
   if (command == "scale") return run_on_mesh(scale_command, args, argc, argv);
+  if (command == "inspect" && inspect_quantizes(args)) return run_on_mesh(drift_command, args, argc, argv);
   if (command == "tokenize") return run_alone([&] { return tokenize_command(args); });
   if (command == "progress") return run_alone([&] { return progress_command(args); });
   if (command == "inspect") return run_alone([&] { return inspect_command(args); });

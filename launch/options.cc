@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <charconv>
 #include <boost/program_options.hpp>
+#include <fmt/ranges.h>
 
 #include <cmath>
 #include <fstream>
@@ -80,15 +81,33 @@ void add_mesh_options(po::options_description& options, MeshOptions& mesh, std::
       ("comm-timeout", value(mesh.comm_timeout, "SECONDS"), "no rank waits longer for another");
 }
 
-void add_cache_option(po::options_description& options, MeshOptions& mesh) {
-  options.add_options()("pack-cache", value(mesh.pack_cache, "DIR"),
-                        "keep the packed weights in this folder for the next start; beside: in .kvmesh in the checkpoint's folder");
+/// How weights are kept.
+void add_weight_options(po::options_description& options, MeshOptions& mesh) {
+  options.add_options()  //
+      ("quantize", value(mesh.quantize, "KIND"), "int8: the matrices of products as integers with a scale a column; none: as --dtype")  //
+      ("pack-cache", value(mesh.pack_cache, "DIR"), "keep the packed weights in this folder for the next start; beside: in .kvmesh in the checkpoint's folder");
 }
 
 void add_rows_options(po::options_description& options, std::string& prompts, std::string& output) {
   options.add_options()  //
       ("prompts", value(prompts, "FILE"), "one JSON object a line")  //
       ("output", value(output, "FILE"), "one JSON object a line, in input order; - is standard output");
+}
+
+void add_chat_options(po::options_description& options, ChatOptions& chat) {
+  options.add_options()  //
+      ("chat", po::bool_switch(&chat.on), "rows are conversations (\"messages\", or one question as \"prompt\"), which the chat template makes prompts")  //
+      ("chat-template", po::value<std::string>()->value_name("FILE")->notifier([&](const std::string& file) { chat.file = file; }), "instead of the checkpoint's chat template")  //
+      ("system", po::value<std::string>()->value_name("TEXT")->notifier([&](const std::string& text) { chat.system = text; }), "the system's message of conversations that have none")  //
+      ("chat-date", value(chat.day, "YYYY-MM-DD"), "the day that a chat template may tell; today unless it is given");
+}
+
+void check_chat_options(const ChatOptions& chat) {
+  for (const auto& [given, name] : {std::pair(!chat.file.empty(), "chat-template"), std::pair(chat.system.has_value(), "system"), std::pair(!chat.day.empty(), "chat-date")}) {
+    check(chat.on || !given, "--{}: only with --chat", name);
+  }
+  check(chat.day.empty() || day_of(chat.day), "--chat-date {}: is not a day, YYYY-MM-DD", chat.day);
+  check(!chat.system || valid_utf8_prefix(*chat.system) == chat.system->size(), "--system: is not UTF-8 text");
 }
 
 void check_mesh_options(const MeshOptions& mesh, const char* batch_option = "batch-size") {
@@ -98,6 +117,7 @@ void check_mesh_options(const MeshOptions& mesh, const char* batch_option = "bat
   check(mesh.threads >= 0 && mesh.threads <= 1024, "--threads {}: must be 0 to 1024", mesh.threads);
   choose<int>("device", mesh.device, {{"cpu", 0}, {"cuda", 0}, {"auto", 0}});
   choose<int>("dtype", mesh.dtype, {{"float32", 0}, {"bfloat16", 0}, {"auto", 0}});
+  choose<int>("quantize", mesh.quantize, {{"none", 0}, {"int8", 0}});
 }
 
 /// A number of rows, or auto.
@@ -129,8 +149,9 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   std::optional<std::int32_t> logprobs;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
-  add_cache_option(options, o.mesh);
+  add_weight_options(options, o.mesh);
   add_rows_options(options, prompts, output);
+  add_chat_options(options, o.chat);
   options.add_options()("batch-size", value(batch_size, "B"), "rows in flight on the whole mesh; auto: as many as fit into memory");
   options.add_options()  //
       ("prompt", po::value(&o.prompt)->value_name("TEXT"), "a prompt, instead of --prompts; repeatable")  //
@@ -164,6 +185,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   o.mesh.prompts = prompts;
   o.mesh.output = output;
   check_mesh_options(o.mesh);
+  check_chat_options(o.chat);
   o.mesh.batch_size = parse_batch_size(batch_size);
   check(prompts.empty() != o.prompt.empty(), "{}", prompts.empty() ? "no input: give --prompts FILE or --prompt TEXT" : "--prompts and --prompt exclude each other");
   check(o.row.max_new_tokens >= 1, "--max-new-tokens {}: must be 1 or more", o.row.max_new_tokens);
@@ -195,20 +217,22 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   return o;
 }
 
-std::optional<MeshOptions> parse_score_options(std::span<const std::string> args, bool speak) {
-  MeshOptions o;
+std::optional<ScoreOptions> parse_score_options(std::span<const std::string> args, bool speak) {
+  ScoreOptions o;
   std::string checkpoint, prompts, output;
   po::options_description options("Options");
-  add_mesh_options(options, o, checkpoint);
-  add_cache_option(options, o);
+  add_mesh_options(options, o.mesh, checkpoint);
+  add_weight_options(options, o.mesh);
   add_rows_options(options, prompts, output);
-  options.add_options()("batch-size", value(o.batch_size, "B"), "rows in flight on the whole mesh");
+  add_chat_options(options, o.chat);
+  options.add_options()("batch-size", value(o.mesh.batch_size, "B"), "rows in flight on the whole mesh");
   if (!parse(args, options, "kvmesh score --checkpoint DIR --prompts FILE [--output FILE | -]", speak)) return std::nullopt;
   check(!checkpoint.empty(), "--checkpoint DIR is required");
-  o.checkpoint = checkpoint;
-  o.prompts = prompts;
-  o.output = output;
-  check_mesh_options(o);
+  o.mesh.checkpoint = checkpoint;
+  o.mesh.prompts = prompts;
+  o.mesh.output = output;
+  check_mesh_options(o.mesh);
+  check_chat_options(o.chat);
   check(!prompts.empty(), "no input: give --prompts FILE");
   return o;
 }
@@ -219,7 +243,7 @@ std::optional<VerifyOptions> parse_verify_options(std::span<const std::string> a
   std::int64_t seed = 0;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
-  add_cache_option(options, o.mesh);
+  add_weight_options(options, o.mesh);
   options.add_options()  //
       ("batch-size", value(o.mesh.batch_size, "B"), "rows in flight on the whole mesh")                     //
       ("output", value(output, "FILE"), "a complete output of generate")                                    //
@@ -244,7 +268,7 @@ std::optional<BenchOptions> parse_bench_options(std::span<const std::string> arg
   std::string checkpoint, shape, json, parts;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
-  add_cache_option(options, o.mesh);
+  add_weight_options(options, o.mesh);
   options.add_options()  //
       ("batch", value(o.mesh.batch_size, "B"), "rows in flight on the whole mesh")  //
       ("shape", value(shape, "D,layers,q_heads,kv_heads,vocab,seqlen"), "random weights of this shape instead of a checkpoint")  //
@@ -281,7 +305,7 @@ std::optional<ScaleOptions> parse_scale_options(std::span<const std::string> arg
   std::string checkpoint, shape, ranks, report;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
-  add_cache_option(options, o.mesh);
+  add_weight_options(options, o.mesh);
   options.add_options()  //
       ("shape", value(shape, "D,layers,q_heads,kv_heads,vocab,seqlen"), "random weights of this shape instead of a checkpoint")  //
       ("ranks", value(ranks, "N,…"), "rank counts, each of the job's first N ranks; default: 1, 2, 4, … and all")        //
@@ -439,17 +463,32 @@ std::optional<TrainCommandOptions> parse_train_options(std::span<const std::stri
   return o;
 }
 
-std::optional<InspectOptions> parse_inspect_options(std::span<const std::string> args) {
-  InspectOptions o;
-  std::string checkpoint;
+std::optional<MeshOptions> parse_inspect_options(std::span<const std::string> args, bool speak) {
+  MeshOptions o;
+  std::string checkpoint, prompts;
+  std::vector<std::string> quantize;
   po::options_description options("Options");
   options.add_options()("help,h", "this text")("checkpoint", value(checkpoint, "DIR"), "the checkpoint folder")  //
-      ("batch-size", value(o.batch_size, "B"), "rows in flight, for the memory that they need");
-  if (!parse(args, options, "kvmesh inspect --checkpoint DIR [options]", true)) return std::nullopt;
+      ("batch-size", value(o.batch_size, "B"), "rows in flight, for the memory that they need")                    //
+      ("context", value(o.context, "N"), "tokens that a row may have; 0: all that the model can")                   //
+      ("dtype", value(o.dtype, "TYPE"), "float32, bfloat16, or auto: config.json's")                               //
+      ("quantize", po::value(&quantize)->multitoken()->zero_tokens()->value_name("[int8]"),
+       "how far log-probabilities drift when the matrices of products are integers of 8 bits with a scale a column")  //
+      ("prompts", value(prompts, "FILE"), "for the drift: one JSON object a line; without it random tokens, which are like no text")  //
+      ("device", value(o.device, "KIND"), "for the drift: cpu, cuda, or auto")                                        //
+      ("threads", value(o.threads, "N"), "for the drift: CPU threads; 0: the cores that it may use");
+  if (!parse(args, options, "kvmesh inspect --checkpoint DIR [options]", speak)) return std::nullopt;
   check(!checkpoint.empty(), "--checkpoint DIR is required");
-  check(o.batch_size >= 1, "--batch-size {}: at least 1", o.batch_size);
+  check(quantize.size() <= 1 && (quantize.empty() || quantize[0] == "int8"), "--quantize {}: not int8", fmt::join(quantize, " "));
   o.checkpoint = checkpoint;
+  o.prompts = prompts;
+  if (inspect_quantizes(args)) o.quantize = "int8";
+  check_mesh_options(o);
   return o;
+}
+
+bool inspect_quantizes(std::span<const std::string> args) {
+  return std::any_of(args.begin(), args.end(), [](const std::string& word) { return word == "--quantize" || word.starts_with("--quantize="); });
 }
 
 }  // namespace kvmesh

@@ -5,7 +5,9 @@
 #include "model/train/data.h"
 #include "model/train/optimizer.h"
 
+#include <ctime>
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -18,7 +20,7 @@ constexpr std::int64_t auto_batch = -1;
 /// Options of every command that computes on a mesh.
 struct MeshOptions {
   std::filesystem::path checkpoint, prompts, output;  ///< output: empty or "-" is standard output
-  std::string device = "auto", dtype = "auto", mesh;
+  std::string device = "auto", dtype = "auto", quantize = "none", mesh;
   std::int64_t context = 0;      ///< tokens that a row may have and the cache holds of it; 0: the model's seqlen
   std::int64_t batch_size = 32;  ///< auto_batch: as many rows as fit; settle_batch (job/checkup.h) finds out how many
   int threads = 0;
@@ -37,6 +39,17 @@ struct RowDefaults {
   bool ignore_eos = false;
 };
 
+/// How rows become prompts by a chat template.
+struct ChatOptions {
+  bool on = false;
+  std::filesystem::path file;         ///< empty: the checkpoint's template
+  std::optional<std::string> system;  ///< the message before rows that have none of the system's
+  std::string day;                    ///< YYYY-MM-DD, which strftime_now tells; empty: today
+};
+
+/// Midnight of a day written YYYY-MM-DD; nothing if it is none.
+std::optional<std::tm> day_of(const std::string& text);
+
 /// What a job tells of itself while it runs.
 struct MetricsOptions {
   std::filesystem::path file, prometheus;  ///< empty: none
@@ -49,13 +62,19 @@ struct GenerateCommandOptions {
   MetricsOptions metrics;
   std::vector<std::string> prompt;  ///< --prompt, instead of --prompts
   RowDefaults row;
+  ChatOptions chat;
   GenerateOptions generate;
   bool fresh = false;
 };
 
 /// nullopt after --help, which has been printed if `speak`. An Error names the option.
 std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std::string> args, bool speak, std::string_view command = "generate");
-std::optional<MeshOptions> parse_score_options(std::span<const std::string> args, bool speak);
+
+struct ScoreOptions {
+  MeshOptions mesh;
+  ChatOptions chat;
+};
+std::optional<ScoreOptions> parse_score_options(std::span<const std::string> args, bool speak);
 
 struct VerifyOptions {
   MeshOptions mesh;  ///< checkpoint, prompts empty and device, dtype "auto": as when the output was made
@@ -114,10 +133,9 @@ struct TrainCommandOptions {
 };
 std::optional<TrainCommandOptions> parse_train_options(std::span<const std::string> args, bool speak);
 
-struct InspectOptions {
-  std::filesystem::path checkpoint;
-  std::int64_t batch_size = 32;
-};
-std::optional<InspectOptions> parse_inspect_options(std::span<const std::string> args);
+/// Checkpoint, batch_size, dtype, and for the drift quantize (else "none"), prompts, device, context and threads.
+std::optional<MeshOptions> parse_inspect_options(std::span<const std::string> args, bool speak);
+/// Whether inspect is asked for the drift, which computes, on a mesh like the other commands that do.
+bool inspect_quantizes(std::span<const std::string> args);
 
 }  // namespace kvmesh

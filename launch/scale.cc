@@ -113,7 +113,7 @@ int scale_command(std::span<const std::string> args, ProcessGroup& group) {
   results.hosts = static_cast<int>(is_first_of_host);
   ModelConfig model = job.config;
   model.dtype = job.dtype;
-  results.about = {{"kvmesh", version_text()}, {"device", job.device->describe()}, {"hosts", results.hosts}, {"ranks", o.ranks}, {"batch", o.mesh.batch_size}, {"rows_per_rank", o.rows_per_rank},
+  results.about = {{"kvmesh", version_text()}, {"device", job.device->describe()}, {"quantize", name_of(job.quantize)}, {"hosts", results.hosts}, {"ranks", o.ranks}, {"batch", o.mesh.batch_size}, {"rows_per_rank", o.rows_per_rank},
                    {"prompt_len", o.prompt_len}, {"new_tokens", o.new_tokens}, {"repeat", o.repeat}, {"model", Json::parse(to_json(model))}};
 
   std::vector<ScaleRun> plan;

@@ -51,25 +51,27 @@ class ScoreFile {
 
 int score_command(std::span<const std::string> args, ProcessGroup& group) {
   const bool first = group.rank() == 0;
-  const std::optional<MeshOptions> o = parse_score_options(args, first);
-  if (!o) return 0;
-  Job job(*o, group);
+  const std::optional<ScoreOptions> parsed = parse_score_options(args, first);
+  if (!parsed) return 0;
+  const MeshOptions& o = parsed->mesh;
+  Job job(o, group);
   Communicator& ranks = group.world();
-  LineSource lines(ranks, o->prompts);
+  job.open_chat(parsed->chat, o.checkpoint, ranks);
+  LineSource lines(ranks, o.prompts);
   std::unique_ptr<ScoreFile> output;
-  on_first_rank(ranks, [&] { output = std::make_unique<ScoreFile>(o->output); });
-  const Gpt& gpt = job.load(o->checkpoint, group);
+  on_first_rank(ranks, [&] { output = std::make_unique<ScoreFile>(o.output); });
+  const Gpt& gpt = job.load(o.checkpoint, group);
   Scorer scorer(gpt);
   Progress progress(first);
   const RowDefaults defaults;
-  const RowContext context{defaults, job.config, job.tokenizer ? &*job.tokenizer : nullptr};
+  const RowContext context{defaults, job.config, job.tokenizer ? &*job.tokenizer : nullptr, job.chat ? &*job.chat : nullptr};
 
   // Blocks of rows; each block is split over the ranks by the batch axis, each rank's scores are gathered.
   std::int64_t count = 0, errors = 0, tokens = 0;
   for (bool more = true; more;) {
     std::vector<ScoreInputRow> block;
     std::vector<std::size_t> good;
-    while (std::ssize(good) < o->batch_size && (more = [&] {
+    while (std::ssize(good) < o.batch_size && (more = [&] {
              const std::optional<std::string_view> line = lines.next();
              if (line) block.push_back(parse_score_row(*line, count++, context));
              return line.has_value();
@@ -105,7 +107,7 @@ int score_command(std::span<const std::string> args, ProcessGroup& group) {
     }
     progress.show({.rows = count, .tokens = tokens});
   }
-  check(count > 0, "no input: {} has no rows", o->prompts.string());
+  check(count > 0, "no input: {} has no rows", o.prompts.string());
   on_first_rank(ranks, [&] { output->finish(); });
   return errors ? 2 : 0;
 }

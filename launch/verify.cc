@@ -46,6 +46,8 @@ GenerateCommandOptions generate_options(const Json& manifest, const VerifyOption
       for (const Json& p : Json::parse(text(v))) words.push_back("--prompt=" + Json::parse(text(p))["prompt"].get<std::string>());
     } else if (key == "prompts") {
       path("prompts", o.mesh.prompts);
+    } else if (key == "chat-template") {
+      if (!v.is_null()) path("chat-template", {});
     } else if (key == "device") {  // cpu/avx2: asked for was cpu
       const std::string kind = text(v);
       words.push_back("--device=" + kind.substr(0, kind.find('/')));
@@ -60,6 +62,7 @@ GenerateCommandOptions generate_options(const Json& manifest, const VerifyOption
   GenerateCommandOptions g = parse_generate_options(words, false).value();
   if (o.mesh.device != "auto") g.mesh.device = o.mesh.device;
   if (o.mesh.dtype != "auto") g.mesh.dtype = o.mesh.dtype;
+  if (o.mesh.quantize != "none") g.mesh.quantize = o.mesh.quantize;
   g.mesh.mesh = o.mesh.mesh, g.mesh.threads = o.mesh.threads, g.mesh.comm_timeout = o.mesh.comm_timeout;
   g.mesh.batch_size = o.mesh.batch_size, g.mesh.share_gpus = o.mesh.share_gpus;
   if (g.generate.rng == Rng::jax && manifest.contains("lines")) g.mesh.batch_size = std::max(g.mesh.batch_size, manifest["lines"].get<std::int64_t>());
@@ -172,6 +175,7 @@ int verify_command(std::span<const std::string> args, ProcessGroup& group) {
   }();
 
   Job job(o.mesh, group);
+  job.open_chat(o.chat, o.mesh.checkpoint, ranks);
   LineSource lines = open_lines(o, job, ranks);
   const Choice chosen{v.fraction, v.seed};
   const std::int64_t samples = o.generate.samples;

@@ -1,6 +1,7 @@
 // A checkpoint folder: its tensors checked, its tokenizer, fingerprinted, saved.
 #include "model/checkpoint.h"
 
+#include "model/chat/chat_template.h"
 #include "model/json_file.h"
 #include "runtime/cpu/thread_pool.h"
 
@@ -94,6 +95,7 @@ std::vector<std::filesystem::path> checkpoint_files(const std::filesystem::path&
   for (const std::filesystem::path& file : {tokenizer_file(folder), folder / "generation_config.json"}) {
     if (!file.empty() && std::filesystem::exists(file)) files.push_back(file);
   }
+  for (const std::filesystem::path& file : chat_files(folder)) files.push_back(file);
   return files;
 }
 

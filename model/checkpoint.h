@@ -4,7 +4,7 @@
 #include "comm/process_group.h"
 #include "model/param_spec.h"
 #include "model/safetensors.h"
-#include "model/tokenizer.h"
+#include "model/tokenizer/tokenizer.h"
 #include "runtime/device.h"
 
 #include <filesystem>
@@ -45,6 +45,7 @@ struct LoadOptions {
   int threads = 0;                    ///< of this rank; 0: its share of the cores that it may use
   std::filesystem::path pack_cache;   ///< folder of packed weights that later starts map (model/pack_cache.h); empty: none
   std::string pack_tag;               ///< changes with the program that packs
+  Quantize quantize = Quantize::none; ///< of the matrices of products: blocks and head, not the embedding, norms and biases
 };
 
 /// Maps model.safetensors (or the shards that model.safetensors.index.json names), checks every tensor's name, shape and dtype,
@@ -54,11 +55,12 @@ GptWeights load_weights(const std::filesystem::path& folder, const ModelConfig& 
                         const LoadOptions& options = {});
 
 /// Bytes of memory that load_weights takes on a host.
-std::size_t weights_bytes(const ModelConfig& config, DType dtype, const Device& device);
+std::size_t weights_bytes(const ModelConfig& config, DType dtype, const Device& device, Quantize quantize = Quantize::none);
 
 /// Weights of a model that nobody has trained: uniform numbers with variance 1 / fan-in, the same for the same seed; for benchmarks. Shared
 /// and collective as load_weights is.
-GptWeights random_weights(const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group, std::uint32_t seed, int threads = 0);
+GptWeights random_weights(const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group, std::uint32_t seed, int threads = 0,
+                          Quantize quantize = Quantize::none);
 
 /// The folder's tokenizer.tiktoken, else its tokenizer.json; an empty path if it has neither.
 std::filesystem::path tokenizer_file(const std::filesystem::path& folder);
@@ -67,7 +69,7 @@ std::filesystem::path tokenizer_file(const std::filesystem::path& folder);
 /// beyond the model's vocabulary; only special tokens may lie there: a prompt that holds one cannot be served.
 std::optional<Tokenizer> load_tokenizer(const std::filesystem::path& folder, const ModelConfig& config);
 
-/// 32 hex digits that change with any byte of config.json, the weight files or the tokenizer's, and with a weight file's
+/// 32 hex digits that change with any byte of config.json, the weight files, the tokenizer's and the chat template, and with a weight file's
 /// name (XXH3, 128 bits: against mix-ups, not against forgery). Reads everything once, with `threads` threads.
 std::string checkpoint_hash(const std::filesystem::path& folder, int threads);
 

@@ -8,7 +8,7 @@
 #include "model/gpt.h"
 #include "model/schedule.h"
 #include "model/sentinel.h"
-#include "model/tokenizer.h"
+#include "model/tokenizer/tokenizer.h"
 
 #include <chrono>
 #include <functional>

@@ -19,11 +19,11 @@ std::string readable_bytes(std::int64_t bytes) {
   return static_cast<double>(bytes) < gibi ? fmt::format("{:.1f} MiB", static_cast<double>(bytes) / mebi) : fmt::format("{:.2f} GiB", static_cast<double>(bytes) / gibi);
 }
 
-MemoryNeeds memory_needs(const ModelConfig& config, DType dtype, const Device& device, bool sync_logits) {
+MemoryNeeds memory_needs(const ModelConfig& config, DType dtype, const Device& device, bool sync_logits, Quantize quantize) {
   const std::int64_t d = config.d_emb, h = config.head_dim(), heads = config.q_heads * h, kv_heads = config.kv_heads * h, vocab = config.vocab_size;
   const auto width = static_cast<std::int64_t>(size_of(dtype)), f32 = static_cast<std::int64_t>(size_of(DType::f32));
   MemoryNeeds needs;
-  needs.weights = aligned(static_cast<std::int64_t>(weights_bytes(config, dtype, device)));
+  needs.weights = aligned(static_cast<std::int64_t>(weights_bytes(config, dtype, device, quantize)));
   const std::int64_t mlp = config.mlp_columns() + (config.activation == Activation::swiglu ? config.mlp_width() : 0);
   const std::int64_t per_token = (3 * d + heads + 2 * kv_heads + 2 * heads + mlp) * width + static_cast<std::int64_t>(sizeof(std::int32_t));  // x, normed, last, qkv, q, attended, hidden and gated, id
   needs.activations = aligned(Gpt::chunk_tokens * per_token) + (config.learned_positions > 0 ? 0 : aligned(config.seqlen * h * f32));

@@ -23,7 +23,7 @@ struct MemoryNeeds {
 std::string readable_bytes(std::int64_t bytes);
 
 /// Of a generator (model/generate.h); `sync_logits`: every rank gets all ranks' logits.
-MemoryNeeds memory_needs(const ModelConfig& config, DType dtype, const Device& device, bool sync_logits);
+MemoryNeeds memory_needs(const ModelConfig& config, DType dtype, const Device& device, bool sync_logits, Quantize quantize = Quantize::none);
 
 /// The largest batch of the whole mesh of `ranks` such that no rank needs more than `available` bytes, 0 where not even one row a rank fits.
 std::int64_t largest_batch(const MemoryNeeds& needs, std::int64_t available, int ranks);

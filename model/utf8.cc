@@ -6,7 +6,7 @@
 #include <cstring>
 #include <string>
 
-#include "model/tokenizer.h"
+#include "model/tokenizer/tokenizer.h"
 
 namespace kvmesh {
 namespace {

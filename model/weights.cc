@@ -20,6 +20,7 @@ constexpr std::int64_t grain = 1 << 18;  // elements that a thread takes at once
 struct Part {
   ParamGroup group;
   DType dtype;  // of its elements, or of what it multiplies
+  Quantize quantize = Quantize::none;
   std::size_t offset = 0, bytes = 0;
 
   std::int64_t numel() const { return group.k * group.n; }
@@ -31,12 +32,13 @@ struct Layout {
 };
 
 /// Matrices packed, tables as `dtype`, vectors as float32.
-Layout make_layout(const ModelConfig& config, DType dtype, const Device& device) {
+Layout make_layout(const ModelConfig& config, DType dtype, Quantize quantize, const Device& device) {
   Layout layout;
   for (ParamGroup& group : param_groups(config)) {
     const DType own = group.is_matrix() || group.is_table() ? dtype : DType::f32;
-    const std::size_t bytes = group.is_matrix() ? device.weight_bytes(own, group.k, group.n) : static_cast<std::size_t>(group.k * group.n) * size_of(own);
-    layout.parts.push_back({std::move(group), own, layout.bytes, bytes});
+    const Quantize kept = group.is_matrix() ? quantize : Quantize::none;
+    const std::size_t bytes = group.is_matrix() ? device.weight_bytes(own, group.k, group.n, kept) : static_cast<std::size_t>(group.k * group.n) * size_of(own);
+    layout.parts.push_back({std::move(group), own, kept, layout.bytes, bytes});
     layout.bytes += (bytes + 63) / 64 * 64;
   }
   return layout;
@@ -67,10 +69,10 @@ void read_transposed(const SafetensorsFolder::Entry& from, std::int64_t width, s
   });
 }
 
-/// As the file has them where it can be packed from there, else a copy as the part's dtype.
+/// As the file has them where it can be packed from there, else a copy as the part's dtype, or as float32 where integers are made of it.
 Tensor read_rows(const Entries& entries, const Part& part, cpu::ThreadPool& pool) {
   const ParamGroup& group = part.group;
-  const DType dtype = part.dtype;
+  const DType dtype = part.quantize == Quantize::none ? part.dtype : DType::f32;
   const std::int64_t k = group.k, n = group.n;
   const auto& [first, only] = entries.at(group.params[0].name);
   const std::byte* data = first->data(*only);
@@ -124,7 +126,7 @@ void pack(const std::vector<const Part*>& share, const Device& device, int threa
     std::byte* const target = static_cast<std::byte*>(memory) + part.offset;
     const Tensor matrix = rows(part, pool);
     const DType dtype = part.dtype;
-    if (part.group.is_matrix()) return device.pack_weight(matrix, dtype, target);
+    if (part.group.is_matrix()) return device.pack_weight(matrix, dtype, target, part.quantize);
     pool.parallel_for(part.numel(), grain, [&](std::int64_t begin, std::int64_t end) {
       if (matrix.dtype() == dtype) {
         std::memcpy(target + static_cast<std::size_t>(begin) * size_of(dtype), static_cast<const std::byte*>(matrix.raw()) + static_cast<std::size_t>(begin) * size_of(dtype),
@@ -153,7 +155,7 @@ GptWeights weights_in(const Layout& layout, const ModelConfig& config, Device& d
   for (const Part& part : layout.parts) {
     const ParamGroup& g = part.group;
     const auto begin = static_cast<std::int64_t>(part.offset), end = begin + static_cast<std::int64_t>(part.bytes);
-    const auto weight = [&] { return Weight{g.k, g.n, part.dtype, arena->slice(begin, end)}; };
+    const auto weight = [&] { return Weight{.k = g.k, .n = g.n, .dtype = part.dtype, .data = arena->slice(begin, end), .quantize = part.quantize}; };
     const auto tensor = [&](Shape shape) { return Tensor(arena, static_cast<std::byte*>(arena->raw()) + part.offset, part.dtype, shape); };
     GptWeights::Block& block = weights.blocks[static_cast<std::size_t>(g.layer)];
     switch (g.kind) {
@@ -197,7 +199,7 @@ GptWeights load_weights(const std::filesystem::path& folder, const ModelConfig& 
     const std::vector<ParamSpec> specs = param_specs(config);
     for (std::size_t i = 0; i < specs.size(); ++i) entries.emplace(specs[i].name, found[i]);
   });
-  const Layout layout = make_layout(config, dtype, device);
+  const Layout layout = make_layout(config, dtype, options.quantize, device);
   const auto build = [&] {
     return share_on_host(group, static_cast<std::int64_t>(layout.bytes), [&](void* memory, int part, int parts) {
       pack(divide(layout, parts)[static_cast<std::size_t>(part)], device, threads, [&](const Part& p, cpu::ThreadPool& pool) { return read_rows(entries, p, pool); }, memory);
@@ -205,7 +207,7 @@ GptWeights load_weights(const std::filesystem::path& folder, const ModelConfig& 
   };
   if (options.pack_cache.empty()) return weights_in(layout, config, device, build());
 
-  PackCache cache(options.pack_cache, folder, options.pack_tag, fmt::format("{} {}", device.kind(), name_of(dtype)), static_cast<std::int64_t>(layout.bytes), threads);
+  PackCache cache(options.pack_cache, folder, options.pack_tag, fmt::format("{} {}{}", device.kind(), name_of(dtype), options.quantize == Quantize::none ? "" : " int8"), static_cast<std::int64_t>(layout.bytes), threads);
   Tensor packed = cache.open(group);
   if (!packed.defined()) {
     packed = build();
@@ -214,10 +216,10 @@ GptWeights load_weights(const std::filesystem::path& folder, const ModelConfig& 
   return weights_in(layout, config, device, packed);
 }
 
-std::size_t weights_bytes(const ModelConfig& config, DType dtype, const Device& device) { return make_layout(config, dtype, device).bytes; }
+std::size_t weights_bytes(const ModelConfig& config, DType dtype, const Device& device, Quantize quantize) { return make_layout(config, dtype, quantize, device).bytes; }
 
-GptWeights random_weights(const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group, std::uint32_t seed, int threads) {
-  const Layout layout = make_layout(config, dtype, device);
+GptWeights random_weights(const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group, std::uint32_t seed, int threads, Quantize quantize) {
+  const Layout layout = make_layout(config, dtype, quantize, device);
   const auto rows = [&](const Part& part, cpu::ThreadPool& pool) {
     const Tensor matrix = host_tensor(part.dtype, {part.group.k, part.group.n});
     const float width = std::sqrt(12.0f / static_cast<float>(part.group.is_matrix() ? part.group.k : 1));  // of the interval

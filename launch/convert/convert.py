@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from folder import Refused
+from folder import Refused, check
 from hf_files import export_hf
 from nanochat_files import import_nanochat
 from orbax_files import export_orbax, import_orbax
@@ -38,6 +38,7 @@ def export_options(parser):
     parser.add_argument("--output", metavar="FOLDER", required=True, help="what is made")
 
 
+ONLY = {"orbax": ["seqlen", "config"], "nanochat": ["pickle"]}  # import's options that the other kind does not have
 COMMANDS = {"import": (import_options, {"orbax": import_orbax, "nanochat": import_nanochat}), "export": (export_options, {"orbax": export_orbax, "hf": export_hf})}
 
 
@@ -48,6 +49,9 @@ def main(words):
     parser.add_argument("--python", metavar="PATH", help="the Python that runs this; default: python3")
     try:
         args = parser.parse_args(words[1:])
+        for kind, names in ONLY.items():
+            for name in names:
+                check(args.kind == kind or not getattr(args, name, None), f"--{name} is for --from {kind}")
         print(kinds[args.kind](args))
         return 0
     except Refused as e:

@@ -1,26 +1,24 @@
-"""Pickles without what makes them dangerous: PyTorch's .pt files and tiktoken encodings, read by an Unpickler that knows nothing else.
+"""Pickles without what makes them dangerous: PyTorch's .pt files and tiktoken encodings.
 
-A pickle is a program: it may call whatever it can name. Here it can name tensors' rebuilding, storages, OrderedDict and Encoding, and each of these
-names leads to a function of this file (or to OrderedDict) that only keeps what it is given. Neither torch nor tiktoken is imported.
+A pickle is a program for a small machine, which may call whatever it can name. The machine here knows only the operations that plain data need, dicts with
+keys of text or bytes, and a handful of names, each of which leads to a function of this file that only keeps what it is given. Neither torch nor tiktoken is imported.
 """
 
 import io
 import math
 import pickle
-import pickletools
 import zipfile
-from collections import OrderedDict, namedtuple
+from collections import namedtuple
 
 from folder import BYTES, Refused, brief, check, is_size, read_bytes
 
-MOST_PICKLE = 256 << 20
-MOST_OPERATIONS = 20_000_000
+MOST_PICKLE = 64 << 20
 Storage = namedtuple("Storage", "dtype key size")  # size in elements
 Tensor = namedtuple("Tensor", "dtype shape key offset")  # offset in elements
-# What data needs; not among them: old ways to make objects (INST, OBJ), the registry (EXT1 …), out-of-band buffers, attributes of attributes (proto 4's dots).
-ALLOWED = set("""PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES
+# Not among them: the older ways to make objects (INST, OBJ), the registry (EXT1 …), out-of-band buffers, sets, and the text forms of protocol 0.
+ALLOWED = """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES
 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET
-GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID POP""".split())
+GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID""".split()
 
 
 class Encoding:
@@ -28,15 +26,17 @@ class Encoding:
 
     state = None
 
-    def __setstate__(self, state):
-        self.state = state
+
+def empty_dict(*arguments):
+    check(not arguments, "an OrderedDict is not made as PyTorch does")
+    return {}
 
 
 def rebuild_tensor(storage, offset, shape, stride, *_):
     check(isinstance(storage, Storage) and is_size(offset) and isinstance(shape, tuple) and all(map(is_size, shape)), "a tensor is not described as PyTorch does")
     dense = tuple(math.prod(shape[i + 1:]) for i in range(len(shape)))
-    check(stride == dense or 0 in shape, f"a tensor of shape {list(shape)} is not stored row after row")
-    check(offset + math.prod(shape) <= storage.size, f"a tensor of shape {list(shape)} goes beyond its storage")
+    check(stride == dense or 0 in shape, f"a tensor of shape {brief(shape)} is not stored row after row")
+    check(offset + math.prod(shape) <= storage.size, f"a tensor of shape {brief(shape)} goes beyond its storage")
     return Tensor(storage.dtype, shape, storage.key, offset)
 
 
@@ -45,7 +45,7 @@ def rebuild_parameter(tensor, *_):
 
 
 KNOWN = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): empty_dict,
     ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
     ("torch", "FloatStorage"): "F32", ("torch", "BFloat16Storage"): "BF16", ("torch", "HalfStorage"): "F16",
@@ -53,34 +53,56 @@ KNOWN = {
 }
 
 
-class Unpickler(pickle.Unpickler):
-    def __init__(self, data, source):
-        super().__init__(io.BytesIO(data))
-        self.source = source
+class Operations(dict):
+    def __missing__(self, operation):
+        raise Refused(f"its pickle has the operation {operation:#04x}, which data does not need")
+
+
+class Unpickler(pickle._Unpickler):  # Python's own in Python, whose table of operations can be another
+    dispatch = Operations({getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in ALLOWED})
 
     def find_class(self, module, name):
         found = KNOWN.get((module, name))
-        check(found is not None, f"{self.source}: its pickle asks for {brief(module)}.{brief(name)}, which is neither a tensor nor a plain container; nothing of it was run")
+        check(found is not None, f"its pickle asks for {brief(module)}.{brief(name)}, which is neither a tensor nor a plain container")
         return found
 
     def persistent_load(self, what):
-        check(isinstance(what, tuple) and len(what) == 5 and what[0] == "storage" and what[1] in BYTES and isinstance(what[2], str) and what[2].isdecimal() and is_size(what[4]),
-              f"{self.source}: a storage is not described as PyTorch does")
+        check(isinstance(what, tuple) and len(what) == 5 and isinstance(what[1], str) and what[1] in BYTES and isinstance(what[2], str) and what[2].isdecimal() and is_size(what[4]),
+              "a storage is not described as PyTorch does")
         return Storage(what[1], what[2], what[4])
+
+    def set_items(self, items):
+        check(isinstance(self.stack[-1], dict) and len(items) % 2 == 0 and all(isinstance(k, (str, bytes)) for k in items[::2]), "its pickle has a dict with keys that are neither text nor bytes")
+        self.stack[-1].update(zip(items[::2], items[1::2]))
+
+    def set_item(self):
+        items = self.stack[-2:]
+        del self.stack[-2:]
+        self.set_items(items)
+
+    def make(self):
+        arguments, kind = self.stack.pop(), self.stack.pop()
+        check(kind is Encoding and arguments == (), "its pickle makes an object that is not a tensor")
+        self.append(Encoding())
+
+    def build(self):
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], Encoding):
+            self.stack[-1].state = state
+        else:  # a state dict's _metadata, which is not needed
+            check(isinstance(self.stack[-1], dict), "its pickle makes an object that is not a tensor")
+
+    dispatch[pickle.SETITEMS[0]] = lambda self: self.set_items(self.pop_mark())
+    dispatch[pickle.SETITEM[0]] = set_item
+    dispatch[pickle.NEWOBJ[0]] = make
+    dispatch[pickle.BUILD[0]] = build
 
 
 def unpickle(data, source):
     try:
-        count = 0
-        for operation, argument, _ in pickletools.genops(data):  # reads, and runs nothing
-            count += 1
-            check(operation.name in ALLOWED, f"{source}: its pickle has the operation {operation.name}, which data does not need; nothing of it was run")
-            check(count <= MOST_OPERATIONS, f"{source}: its pickle has more than {MOST_OPERATIONS} operations")
-            if operation.name in ("BINPUT", "LONG_BINPUT"):
-                check(argument <= count, f"{source}: its pickle numbers its parts wrongly")  # else Python makes room for that many
-        return Unpickler(data, source).load()
-    except Refused:
-        raise
+        return Unpickler(io.BytesIO(data)).load()
+    except Refused as e:
+        raise Refused(f"{source}: {e}; nothing of it was run") from None
     except Exception as e:  # whatever broken data make of it
         raise Refused(f"{source}: not a pickle of tensors and plain containers: {brief(e)}") from None
 

@@ -17,7 +17,7 @@ void add_job(Facts& facts, const GenerateCommandOptions& o, const Job& job, cons
   facts.threads = job.threads;
   facts.device = job.device->kind();
   facts.share_gpus = o.mesh.share_gpus;
-  facts.weights = static_cast<std::int64_t>(weights_bytes(c, job.dtype, *job.device));
+  facts.weights = static_cast<std::int64_t>(weights_bytes(c, job.dtype, *job.device, job.quantize));
   facts.token_bytes = 2 * c.num_layers * c.kv_heads * c.head_dim() * width;
   facts.seqlen = c.seqlen;
   const Range own = split(o.generate.batch_size, group.size(), group.rank());
@@ -28,6 +28,7 @@ void add_job(Facts& facts, const GenerateCommandOptions& o, const Job& job, cons
   for (const auto& [name, value] : choices.items()) facts.options[name] = value.dump(-1, ' ', false, Json::error_handler_t::replace);
   facts.options["context"] = std::to_string(c.seqlen);
   facts.options["dtype"] = name_of(job.dtype);
+  facts.options["quantize"] = name_of(job.quantize);
   facts.options["batch-size"] = std::to_string(o.generate.batch_size);
   facts.options["mesh"] = to_string(Mesh::parse(o.mesh.mesh, group.size()));
   facts.options["prefill-chunk"] = std::to_string(o.generate.prefill_chunk);
@@ -42,7 +43,7 @@ void add_job(Facts& facts, const GenerateCommandOptions& o, const Job& job, cons
 
 void settle_batch(GenerateCommandOptions& o, const Job& job, const Facts& facts, ProcessGroup& group) {
   constexpr std::int64_t most_rows = 1024;  // a rank; more make a step longer, not a token cheaper
-  const MemoryNeeds needs = memory_needs(job.config, job.dtype, *job.device, o.generate.sync == Sync::logits);
+  const MemoryNeeds needs = memory_needs(job.config, job.dtype, *job.device, o.generate.sync == Sync::logits, job.quantize);
   std::int64_t free = -1;
   std::exception_ptr failed;  // to be thrown when no other rank waits for this one any more
   try {

@@ -259,7 +259,7 @@ class Judge {
       available = std::min(available, f->available);
     }
     if (fixed > available) {
-      error("{}: weights and workspaces need {}, and {} of memory are left: use fewer ranks, --dtype bfloat16, or a host with more memory", one.host_name, size_text(fixed),
+      error("{}: weights and workspaces need {}, and {} of memory are left: use fewer ranks, --dtype bfloat16, --quantize int8, or a host with more memory", one.host_name, size_text(fixed),
             size_text(available));
       return;
     }

@@ -18,14 +18,16 @@ std::vector<std::string> prompt_lines(const std::vector<std::string>& prompts) {
 Json choices_of(const GenerateCommandOptions& o) {
   const RowDefaults& r = o.row;
   return {{"max-new-tokens", r.max_new_tokens}, {"temperature", r.temperature}, {"top-k", r.top_k}, {"top-p", r.top_p}, {"min-p", r.min_p},
-          {"stop", r.stop}, {"stop-token", r.stop_tokens}, {"ignore-eos", r.ignore_eos},
+          {"chat", o.chat.on}, {"system", o.chat.system ? Json::array({*o.chat.system}) : Json::array()}, {"stop", r.stop}, {"stop-token", r.stop_tokens}, {"ignore-eos", r.ignore_eos},
           {"seed", o.generate.seed}, {"rng", o.generate.rng == Rng::row ? "row" : "jax"}, {"samples", o.generate.samples}, {"logprobs", o.generate.logprobs}};
 }
 
 Json identity_of(const GenerateCommandOptions& o, const Job& job) {
-  Json identity = {{"kvmesh", version_text()}, {"build", build_text()}, {"device", job.device->kind()}, {"dtype", name_of(job.dtype)}, {"context", job.config.seqlen},
-                   {"checkpoint", job.hash_of_checkpoint(o.mesh.checkpoint)}, {"prompts", o.prompt.empty() ? file_hash(o.mesh.prompts) : Json(prompt_lines(o.prompt)).dump()}};
+  Json identity = {{"kvmesh", version_text()}, {"build", build_text()}, {"device", job.device->kind()}, {"dtype", name_of(job.dtype)}, {"quantize", name_of(job.quantize)},
+                   {"checkpoint", job.hash_of_checkpoint(o.mesh.checkpoint)}, {"prompts", o.prompt.empty() ? file_hash(o.mesh.prompts) : Json(prompt_lines(o.prompt)).dump()}, {"context", job.config.seqlen}};
   identity.update(choices_of(o));
+  identity["chat-template"] = o.chat.file.empty() ? Json() : Json(file_hash(o.chat.file));  // the checkpoint's own is among its files
+  identity["chat-date"] = job.chat && !job.chat->day().empty() ? Json::array({job.chat->day()}) : Json::array();
   return identity;
 }
 
@@ -41,7 +43,7 @@ LineSource open_lines(const GenerateCommandOptions& o, const Job& job, Communica
 RowQueue::RowQueue(LineSource lines, const GenerateCommandOptions& options, const Job& job, Wanted wanted, Emit emit, bool emits)
     : lines_(std::move(lines)),
       options_(options),
-      context_{options.row, job.config, job.tokenizer ? &*job.tokenizer : nullptr},
+      context_{options.row, job.config, job.tokenizer ? &*job.tokenizer : nullptr, job.chat ? &*job.chat : nullptr},
       wanted_(std::move(wanted)),
       emit_(std::move(emit)),
       emits_(emits) {}

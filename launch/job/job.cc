@@ -3,12 +3,19 @@
 
 #include "comm/nccl.h"
 #include "comm/sharding.h"
+#include "launch/job/agree.h"
 #include "launch/job/cores.h"
 #include "launch/version.h"
 #include "model/checkpoint.h"
 #include "model/pack_cache.h"
 
 namespace kvmesh {
+
+DType dtype_of(const MeshOptions& options, const ModelConfig& config) {
+  return options.dtype == "auto" ? config.dtype : options.dtype == "float32" ? DType::f32 : DType::bf16;
+}
+
+Quantize quantize_of(const MeshOptions& options) { return options.quantize == "int8" ? Quantize::int8 : Quantize::none; }
 
 Job::Job(const MeshOptions& options, const std::optional<ModelConfig>& shape, ProcessGroup& group) {
   group.set_deadline(std::chrono::duration<double>(options.comm_timeout));
@@ -23,12 +30,23 @@ Job::Job(const MeshOptions& options, const std::optional<ModelConfig>& shape, Pr
     check(options.context <= config.seqlen, "--context {}: the model can do {} tokens", options.context, config.seqlen);
     config.seqlen = options.context;
   }
-  dtype = options.dtype == "auto" ? config.dtype : options.dtype == "float32" ? DType::f32 : DType::bf16;
+  dtype = dtype_of(options, config);
+  quantize = quantize_of(options);
   if (!shape) tokenizer = load_tokenizer(options.checkpoint, config);
 }
 
 void Job::join_devices(ProcessGroup& group) {
   if (device->queue() != nullptr && group.size() > 1) device_ranks = make_nccl_communicator(group, group.deadline(), device->queue(), gpu_.shared);
+}
+
+void Job::open_chat(const ChatOptions& options, const std::filesystem::path& checkpoint, Communicator& ranks) {
+  if (!options.on) return;
+  const std::time_t clock = std::time(nullptr);
+  std::tm here{};
+  ::localtime_r(&clock, &here);
+  const std::int64_t today = from_first_rank(ranks, std::int64_t{here.tm_year + 1900} * 10000 + (here.tm_mon + 1) * 100 + here.tm_mday);
+  check(tokenizer.has_value(), "--chat: {} has no tokenizer.tiktoken or tokenizer.json", checkpoint.string());
+  chat.emplace(options, checkpoint, fmt::format("{:04}-{:02}-{:02}", today / 10000, today / 100 % 100, today % 100));
 }
 
 namespace {
@@ -42,13 +60,13 @@ std::string Job::hash_of_checkpoint(const std::filesystem::path& checkpoint) con
 }
 
 const Gpt& Job::load(const std::filesystem::path& checkpoint, ProcessGroup& group) {
-  const LoadOptions options = {threads, cache_folder(pack_cache_, checkpoint), fmt::format("{} {}", version_text(), build_text())};
+  const LoadOptions options = {threads, cache_folder(pack_cache_, checkpoint), fmt::format("{} {}", version_text(), build_text()), quantize};
   gpt_ = std::make_unique<Gpt>(config, dtype, load_weights(checkpoint, config, dtype, *device, group, options), *device);
   return *gpt_;
 }
 
 const Gpt& Job::randomize(ProcessGroup& group) {
-  gpt_ = std::make_unique<Gpt>(config, dtype, random_weights(config, dtype, *device, group, 0, threads), *device);
+  gpt_ = std::make_unique<Gpt>(config, dtype, random_weights(config, dtype, *device, group, 0, threads, quantize), *device);
   return *gpt_;
 }
 

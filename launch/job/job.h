@@ -1,6 +1,7 @@
 // What generate and score begin alike: the mesh checked, device, checkpoint and tokenizer in place.
 #pragma once
 
+#include "launch/job/chat.h"
 #include "launch/options.h"
 
 #include "comm/gpus.h"
@@ -11,6 +12,10 @@
 #include <optional>
 
 namespace kvmesh {
+
+/// What --dtype and --quantize ask for.
+DType dtype_of(const MeshOptions& options, const ModelConfig& config);
+Quantize quantize_of(const MeshOptions& options);
 
 struct Job {
   /// Collective. The group's deadline becomes --comm-timeout.
@@ -23,10 +28,15 @@ struct Job {
   std::unique_ptr<Communicator> device_ranks;  ///< join_devices'
   ModelConfig config;
   std::optional<Tokenizer> tokenizer;
+  std::optional<Chat> chat;  ///< open_chat's
   DType dtype;
+  Quantize quantize;
 
   /// For --sync logits (collective): makes the communicator between the devices' memories, where they have their own.
   void join_devices(ProcessGroup& group);
+
+  /// With --chat, every rank reads the template; the day is rank 0's. Collective, also where a rank fails.
+  void open_chat(const ChatOptions& options, const std::filesystem::path& checkpoint, Communicator& ranks);
 
   /// checkpoint_hash, as --pack-cache remembers it if it is given.
   std::string hash_of_checkpoint(const std::filesystem::path& checkpoint) const;

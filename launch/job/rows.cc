@@ -88,7 +88,8 @@ std::vector<std::int32_t> id_list(const Json& v, const char* name, const RowCont
 }
 
 // The ids of "prompt" (text) or "tokens", named so or as `text_name` and `ids_name` say.
-std::vector<std::int32_t> take_ids(Json& object, const char* text_name, const char* ids_name, const RowContext& context, Json* text_out) {
+// `adds`: with what the tokenizer puts around a text.
+std::vector<std::int32_t> take_ids(Json& object, const char* text_name, const char* ids_name, const RowContext& context, Json* text_out, bool adds) {
   const Json text = take(object, text_name), ids = take(object, ids_name);
   if (text.is_null() && ids.is_null()) reject("neither \"{}\" nor \"{}\"", text_name, ids_name);
   if (!text.is_null() && !ids.is_null()) reject("both \"{}\" and \"{}\"", text_name, ids_name);
@@ -96,7 +97,22 @@ std::vector<std::int32_t> take_ids(Json& object, const char* text_name, const ch
   if (!text.is_string()) reject("\"{}\" is not a text", text_name);
   if (!context.tokenizer) reject("\"{}\" is text, but the checkpoint has no tokenizer.tiktoken or tokenizer.json", text_name);
   if (text_out) *text_out = text;
-  return context.tokenizer->encode(text.get_ref<const std::string&>());
+  return context.tokenizer->encode(text.get_ref<const std::string&>(), adds);
+}
+
+// The ids of a row's prompt, which with --chat is what the template makes of its conversation; that stays among the fields passed through.
+std::vector<std::int32_t> take_prompt(Json& object, const RowContext& context, Json* text_out) {
+  const auto field = [&](const char* name) { return object.contains(name) ? object[name] : Json(); };
+  if (!context.chat || (field("messages").is_null() && !field("tokens").is_null())) return take_ids(object, "prompt", "tokens", context, text_out, true);
+  Json messages = field("messages"), prompt = take(object, "prompt");
+  if (messages.is_null() && prompt.is_null()) reject("neither \"messages\" nor \"prompt\" nor \"tokens\"");
+  if (!messages.is_null() && !(prompt.is_null() && field("tokens").is_null())) reject("both \"messages\" and a prompt");
+  if (messages.is_null()) {
+    if (!prompt.is_string()) reject("\"prompt\" is not a text");
+    if (text_out) *text_out = prompt;
+    messages = Json::array({{{"role", "user"}, {"content", std::move(prompt)}}});
+  }
+  return context.tokenizer->encode(context.chat->render(std::move(messages), field("tools"), field("chat_template_kwargs")), false);
 }
 
 // Leading pads are padding; what is left must be a prompt that can be served.
@@ -117,6 +133,8 @@ void parse_guarded(RowText& text, std::int64_t index, const Body& body) {
     body();
   } catch (const RowError& e) {
     text.error = e.message;
+  } catch (const Error& e) {  // the chat template's
+    text.error = e.what();
   } catch (const Json::exception& e) {
     text.error = e.what();
   }
@@ -162,7 +180,7 @@ InputRow parse_row(std::string_view line, std::int64_t index, const RowContext& 
   parse_guarded(in.text, index, [&] {
     Json object = parse_object(line, in.text);
     take(object, "id");
-    std::vector<std::int32_t> prompt = take_ids(object, "prompt", "tokens", context, &in.text.prompt);
+    std::vector<std::int32_t> prompt = take_prompt(object, context, &in.text.prompt);
     Row& row = in.row;
     row.index = index;
     row.max_new_tokens = d.max_new_tokens, row.temperature = d.temperature, row.top_k = d.top_k, row.top_p = d.top_p, row.min_p = d.min_p;
@@ -202,8 +220,8 @@ ScoreInputRow parse_score_row(std::string_view line, std::int64_t index, const R
   parse_guarded(in.text, index, [&] {
     Json object = parse_object(line, in.text);
     take(object, "id");
-    in.prompt = take_ids(object, "prompt", "tokens", context, nullptr);
-    in.completion = take_ids(object, "completion", "completion_tokens", context, nullptr);
+    in.prompt = take_prompt(object, context, nullptr);
+    in.completion = take_ids(object, "completion", "completion_tokens", context, nullptr, false);
     in.text.passed_through = std::move(object);
     check_prompt(in.prompt, context);
     if (in.completion.empty()) reject("the completion is empty");

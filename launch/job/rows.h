@@ -1,6 +1,7 @@
 // Input lines to rows, and finished rows to output lines (contract, section 4).
 #pragma once
 
+#include "launch/job/chat.h"
 #include "launch/options.h"
 
 #include <nlohmann/json.hpp>
@@ -32,6 +33,7 @@ struct RowContext {
   const RowDefaults& defaults;
   const ModelConfig& config;
   const Tokenizer* tokenizer;  ///< null: rows must have "tokens"
+  const Chat* chat = nullptr;  ///< null: a prompt is taken as it is
 
   std::int32_t pad() const;                      ///< -1 if there is none
   std::vector<std::int32_t> stop_ids() const;    ///< tokens that end a text

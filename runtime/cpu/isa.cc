@@ -25,7 +25,7 @@ Isa best_isa() {
   __builtin_cpu_init();  // looks at the operating system's XSAVE state as well
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && __builtin_cpu_supports("avx512bf16")) return has_amx() ? Isa::amx : Isa::avx512_bf16;
+  if (avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi")) return has_amx() ? Isa::amx : Isa::avx512_bf16;
   if (avx512) return Isa::avx512;
   return avx2 ? Isa::avx2 : Isa::scalar;
 }

@@ -1,7 +1,8 @@
-// An input line, of generate and of score. A bad one never throws: its reason comes back in a line that is JSON.
+// An input line, of generate and of score, with and without a tokenizer, as a conversation. A bad one never throws: its reason comes back in a line that is JSON.
 #include "launch/job/rows.h"
 
 #include "tests/fuzz/fuzz.h"
+#include "tests/model/scratch.h"
 
 #include <algorithm>
 
@@ -22,8 +23,10 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   static const ModelConfig config = parse_config(R"({"seqlen": 64, "vocab_size": 1002, "d_emb": 8, "num_layers": 1, "q_heads": 2, "kv_heads": 1})", "");
   static const RowDefaults defaults;
   const std::string_view line = fuzz::text_of(data, size);
-  for (const Tokenizer* t : {&tokenizer, static_cast<const Tokenizer*>(nullptr)}) {
-    const RowContext context{defaults, config, t};
+  static const test::Scratch scratch;
+  static const Chat chat({.on = true, .file = scratch.write("t.jinja", "{% for m in messages %}{{ m.role + m.content }}{% endfor %}{{ tools|tojson if tools }}{{ x }}"), .system = "S", .day = ""}, scratch.path(), "2026-07-26");
+  const RowContext contexts[] = {{defaults, config, &tokenizer}, {defaults, config, nullptr}, {defaults, config, &tokenizer, &chat}};
+  for (const RowContext& context : contexts) {
     const InputRow in = parse_row(line, 7, context);
     fuzz::require(in.text.index == 7);
     if (in.text.error.empty()) {

@@ -1,7 +1,7 @@
 // A file of ranks, as it is and with the 256 single bytes put behind it, so that small inputs are whole vocabularies too. What
 // such a vocabulary makes of the input's own bytes is what merging by the definition makes of them.
-#include "model/bpe.h"
-#include "model/tiktoken_file.h"
+#include "model/tokenizer/bpe.h"
+#include "model/tokenizer/tiktoken_file.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/model/scratch.h"
 

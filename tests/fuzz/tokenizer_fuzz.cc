@@ -1,5 +1,5 @@
 // Any bytes as text: encoding and decoding gives the text with what is no UTF-8 replaced. The same bytes as ids: decoding gives UTF-8.
-#include "model/tokenizer.h"
+#include "model/tokenizer/tokenizer.h"
 
 #include "model/utf8.h"
 #include "tests/fuzz/fuzz.h"

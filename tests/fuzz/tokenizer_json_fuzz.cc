@@ -1,5 +1,5 @@
 // A tokenizer.json of any bytes: it is refused with an Error, or encodes and decodes texts to ids that it has.
-#include "model/tokenizer.h"
+#include "model/tokenizer/tokenizer.h"
 #include "model/utf8.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/model/scratch.h"

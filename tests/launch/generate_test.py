@@ -230,15 +230,18 @@ class SameBytes(CommandLineTest):
         folder = write_checkpoint(self.path("ckpt"), random_weights(config), config)
         rows = [{"id": i, "tokens": [(i * 37 + j * 11) % 256 for j in range(1 + (i * 5) % 31)], "temperature": (0, 0.7, 1.3)[i % 3], "max_new_tokens": 1 + (i * 3) % 17} for i in range(14)]
         prompts = self.rows(*rows, "no row")
-        for dtype in ("float32", "bfloat16"):
+        outputs = set()
+        for dtype, *quantize in (["float32"], ["bfloat16"], ["bfloat16", "--quantize", "int8"]):
             expected = None
             for ranks, more in ((1, ["--batch-size", 1]), (1, ["--threads", 3]), (2, ["--sync", "logits"]), (3, ["--batch-size", 5, "--pad", "longest", "--threads", 2]),
                                 (4, ["--batch-size", 3, "--sync", "logits"]), (2, ["--static-batches", "--mesh", "x=2"]), (3, ["--shards", "static", "--sentinel", 1, "--sync-every", 7]), (2, ["--shards", "static", "--static-batches", "--sentinel", 0])):
-                done = self.run_command("generate", "--checkpoint", folder, "--prompts", prompts, "--dtype", dtype, "--logprobs", 2, "--seed", 1, *more, ranks=ranks)
+                done = self.run_command("generate", "--checkpoint", folder, "--prompts", prompts, "--dtype", dtype, *quantize, "--logprobs", 2, "--seed", 1, *more, ranks=ranks)
                 self.assertEqual(done.returncode, 2, done.stderr)
                 expected = expected or done.stdout
-                self.assertEqual(done.stdout, expected, (dtype, ranks, more))
+                self.assertEqual(done.stdout, expected, (dtype, quantize, ranks, more))
             self.assertEqual(len(expected.splitlines()), 15)
+            outputs.add(expected)
+        self.assertEqual(len(outputs), 3)
 
 
 class ErrorRows(CommandLineTest):

@@ -150,7 +150,7 @@ class GoingOn(Job):
         self.check_finished()
 
     def check_refusals(self):
-        for more, part in ((["--temperature", 0.5], "temperature"), (["--max-new-tokens", 7], "max-new-tokens"), (["--samples", 2], "samples"), (["--stop", "x"], "stop"), (["--dtype", "bfloat16"], "dtype"),
+        for more, part in ((["--temperature", 0.5], "temperature"), (["--max-new-tokens", 7], "max-new-tokens"), (["--samples", 2], "samples"), (["--stop", "x"], "stop"), (["--dtype", "bfloat16"], "dtype"), (["--quantize", "int8"], "quantize"),
                            (["--top-k", 5], "top-k"), (["--stop-token", 7], "stop-token")):
             self.refused("--output", self.output, part, command=self.job(*more, ranks=1))
         seed = self.job(ranks=1)

@@ -7,6 +7,8 @@ import pickle
 import shutil
 import subprocess
 import sys
+import types
+import unittest.mock
 import zipfile
 
 from command_line import run_tests
@@ -50,6 +52,33 @@ class Nanochat(ImportTest):
                 total = math.log(sum(map(math.exp, wanted["last"])))
                 for token, value in row["top_logprobs"][0]:
                     self.assertAlmostEqual(value, wanted["last"][token] - total, delta=1e-4)
+
+    def test_tokenizer(self):
+        expected = EXPECTED["tokenizer"]
+        lines = [(t, i) for t, i in zip(expected["texts"], expected["ids"]) if "\n" not in t and "<|" not in t]
+        done = self.run_command("tokenize", "--tokenizer", self.imported("first") / "tokenizer.json", input="".join(t + "\n" for t, _ in lines).encode())
+        self.assertEqual([json.loads(line) for line in done.stdout.splitlines()], [i for _, i in lines], done.stderr)
+
+    def test_a_token_that_no_merges_make(self):
+        """A piece of text that is a token is that token for tiktoken, whether or not its parts are tokens."""
+        Encoding = type("Encoding", (), {"__module__": "tiktoken.core", "__getstate__": lambda self: self.state, "__setstate__": lambda self, state: setattr(self, "state", state)})
+        copy = self.copy("nanochat")
+        with unittest.mock.patch.dict(sys.modules, {"tiktoken": types.ModuleType("tiktoken"), "tiktoken.core": types.SimpleNamespace(Encoding=Encoding)}):
+            encoding = pickle.loads((copy / "tokenizer" / "tokenizer.pkl").read_bytes())
+            ranks = encoding.state["mergeable_ranks"]
+            encoding.state["mergeable_ranks"] = {t: r for t, r in ranks.items() if r < len(ranks) - 1} | {b"qzx": len(ranks) - 1}
+            (copy / "tokenizer" / "tokenizer.pkl").write_bytes(pickle.dumps(encoding))
+        out = self.converted("import", "--from", "nanochat", copy / "base_checkpoints" / "first", "--pickle")
+        done = self.run_command("tokenize", "--tokenizer", out / "tokenizer.json", input=b"qzx qzx\n")
+        self.assertEqual(json.loads(done.stdout), [len(ranks) - 1, *b" qzx"])
+
+    def test_chat_template(self):
+        """A conversation is the prompt that nanochat's render_for_completion makes of it: the same log-probabilities come after it."""
+        expected, out = EXPECTED["tokenizer"], self.imported("first")
+        words = ("--ignore-eos", "--max-new-tokens", 6, "--logprobs", 0)
+        chat = self.generate("--prompts", self.write("chat.jsonl", json.dumps({"messages": expected["conversation"]}) + "\n"), "--chat", *words, checkpoint=out)
+        plain = self.generate("--prompts", self.rows({"tokens": expected["prompt_ids"]}), *words, checkpoint=out)
+        self.assertEqual([chat[0][k] for k in ("tokens", "logprobs")], [plain[0][k] for k in ("tokens", "logprobs")])
 
     def test_steps_and_dtype(self):
         first = read_safetensors(self.imported("first", "--step", 100) / "model.safetensors")
@@ -115,8 +144,13 @@ class Nanochat(ImportTest):
         self.spoil_zip(lambda e: e.update({key.replace("data/1", "byteorder"): b"big"}), "endian")
         self.spoil_zip(lambda e: e.update({pkl: e[pkl].replace(b"FloatStorage", b"IntStorage")}), "IntStorage")
         self.spoil_zip(lambda e: e.update({pkl: e[pkl].replace(b"X\x01\x00\x00\x001q", b"X\x01\x00\x00\x00/q")}), "storage")
-        self.spoil_zip(lambda e: e.update({pkl: b"\x80\x02}r\xff\xff\xff\x7f."}), "numbers its parts")  # LONG_BINPUT 2^31: room for that many
+        self.spoil_zip(lambda e: e.update({pkl: b"\x80\x02]r\xff\xff\xff\x7f."}), "state dict")  # 2^31: no room is made for that many parts
+        deep = b"\x80\x02}" + b")" + b"\x85" * 1000000  # a tuple in a tuple in …
+        self.spoil_zip(lambda e: e.update({pkl: deep + b"K\x01s."}), "keys")
+        self.spoil_zip(lambda e: e.update({pkl: b"\x80\x02ccollections\nOrderedDict\n" + deep[3:] + b"R."}), "OrderedDict")
+        self.spoil_zip(lambda e: e.update({pkl: deep[:3] + b"X\x01\0\0\0a" + deep[3:] + b"s."}), "a is no tensor")
         self.spoil_zip(lambda e: e.update({pkl: b"\x80\x04]" + b"]" * 100000 + b"a" * 100000 + b"."}), "state dict")
+        self.spoil_zip(lambda e: e.update({pkl: b"\x80\x04\x8f."}), "operation 0x8f")  # a set
         copy = self.copy("nanochat/base_checkpoints/first")
         os.truncate(copy / "model_000200.pt", 1000)
         self.refused("import", "--from", "nanochat", copy, "--pickle", parts=["model_000200.pt", "zip"])

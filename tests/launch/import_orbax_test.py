@@ -96,6 +96,7 @@ class Orbax(ImportTest):
         self.refused("import", "--from", "orbax", ORBAX / "run" / "200", "--step", 200, "--seqlen", 32, parts=["--step 200"])
         self.refused("import", "--from", "torch", ORBAX / "plain", parts=["torch"])
         self.refused(*plain, "--seqlen", "-1", parts=["--seqlen"])
+        self.refused(*plain, "--seqlen", 32, "--pickle", parts=["--pickle", "nanochat"])
         for config, part in (({"seqlen": 32, "vocab_size": 41}, "vocab_size"), ({"seqlen": 32, "kv_heads": 4}, "kv_heads"), ({"seqlen": 0}, "seqlen"), ({"seqlen": 32, "window": 3}, "window"),
                              ({"seqlen": 32, "window_pattern": "X"}, "window_pattern")):
             self.refused(*plain, "--config", self.write("config.json", json.dumps(config)), parts=[part])

@@ -102,10 +102,15 @@ class PackCache(CommandLineTest):
         for _ in range(2):
             self.assertEqual(self.output("--dtype", "bfloat16"), halves)
         self.file(2)
+        integers = self.output("--quantize", "int8", cache=False)
+        for _ in range(2):
+            self.assertEqual(self.output("--quantize", "int8"), integers)
+        self.file(3)
+        self.assertEqual(self.output(), self.output(cache=False))
         scalar = self.output(cache=False, env={"KVMESH_CPU_ISA": "scalar"})
         for _ in range(2):
             self.assertEqual(self.output(env={"KVMESH_CPU_ISA": "scalar"}), scalar)
-        self.file(3)
+        self.file(4)
 
     def test_where_nothing_can_be_written_the_job_goes_on(self):
         expected = self.output(cache=False)

@@ -35,6 +35,17 @@ class Scale(CommandLineTest):
         for words, part in ((["--parts", "wind"], "--parts wind"), (["--parts", "load"], "--parts load")):
             self.assert_one_line_error(self.run_command("bench", "--shape", SHAPE, *words), 1, part)
 
+    def test_the_bytes_of_a_step_are_those_of_the_weights_as_they_are_kept(self):
+        figures = self.path("bench.json")
+        elements, columns = 2 * (32 * 8 * 8 + 32 * 32 + 8 * 32 * 32) + 32 * 300, 2 * (8 * 8 + 32 + 128 + 32) + 300
+        keys = 2 * (6 + 7 + 8) / 3 * 2 * 2 * 8 * 3  # of an average step, 3 rows
+        for words, bytes in (([], 2 * elements + 2 * keys), (["--quantize", "int8"], elements + 4 * columns + 2 * keys), (["--quantize", "int8", "--dtype", "float32"], elements + 4 * columns + 4 * keys)):
+            done = self.run_command("bench", "--shape", SHAPE, "--batch", 3, "--prompt-len", 5, "--new-tokens", 4, "--repeat", 1, "--json", figures, *words)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            f = json.loads(figures.read_text())
+            self.assertAlmostEqual(f["decode"]["bytes_per_s"] * f["decode"]["ms_per_step"] / 1e3, bytes, delta=1e-6 * bytes)
+            self.assertEqual(f["quantize"], "int8" if words else "none")
+
     def test_scale(self):
         folder = self.path("report")
         done = self.run_command("scale", "--shape", SHAPE, "--batch", 8, "--rows-per-rank", 2, "--prompt-len", 5, "--new-tokens", 9, "--repeat", 2, "--ranks", "3,2", "--report", folder, ranks=4)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import struct
@@ -39,7 +40,7 @@ class Usage(CommandLineTest):
     def test_option_values(self):
         self.refused({"batch-size": ["0", "x", "1.5", "99999999999999999999"], "max-new-tokens": ["0", "many"], "temperature": ["hot", "nan"], "top-k": ["-1", "2.5"], "top-p": ["0", "1.1", "nan"],
                "min-p": ["-0.1", "1.5"], "seed": ["-1", "4294967296", "0x1"], "samples": ["0"], "logprobs": ["-2", str(VOCAB + 1)], "stop-token": ["-1", str(VOCAB), "x"], "rng": ["numpy"], "sync": ["all"],
-               "pad": ["left"], "device": ["tpu"], "dtype": ["float16"]})
+               "pad": ["left"], "device": ["tpu"], "dtype": ["float16"], "quantize": ["int4", "1"]})
 
     def test_more_option_values(self):
         self.refused({"mesh": ["x=2", "x", "y=1", "x=1,x=1"], "comm-timeout": ["0", "-5", "soon", "nan"], "threads": ["-1"]})
@@ -49,6 +50,9 @@ class Usage(CommandLineTest):
             for value in values:
                 with self.subTest(option=option, value=value):
                     self.usage_error("generate", "--checkpoint", self.checkpoint, "--prompt", "a", f"--{option}={value}", parts=[option])
+
+    def test_training_has_no_integers(self):
+        self.usage_error("train", "--checkpoint", self.checkpoint, "--data", self.folder, "--output", self.path("out"), "--steps", 1, "--quantize", "int8", parts=["--quantize"])
 
     def test_words_that_are_no_options(self):
         for words, part in ((["positional"], "positional"), (["--seed"], "--seed"), (["--seed", 1, "--seed", 2], "--seed"), (["-x"], "-x")):
@@ -249,6 +253,26 @@ class Alone(CommandLineTest):
             self.assertIn(part, text)
         self.assert_one_line_error(self.run_command("inspect"), 1, "--checkpoint")
         self.assert_one_line_error(self.run_command("inspect", "--checkpoint", self.path("none")), 1, self.path("none"))
+
+    def test_inspect_tells_how_far_integers_drift(self):
+        plain = self.run_command("inspect", "--checkpoint", self.checkpoint).stdout.decode()
+        for words, ranks, what in ((["--quantize"], 1, "248 tokens of 8 random sequences"), (["--quantize", "int8"], 2, "248 tokens of 8 random sequences"),
+                                   (["--prompts", self.rows({"prompt": "abc"}, {"tokens": [1]}, {"tokens": [5, 6]}), "--quantize=int8", "--dtype", "bfloat16"], 1, "3 tokens of 2 prompts")):
+            done = self.run_command("inspect", "--checkpoint", self.checkpoint, *words, ranks=ranks)
+            self.assertEqual((done.returncode, done.stderr), (0, b""))
+            text = done.stdout.decode()
+            self.assertEqual(text.splitlines()[:10], plain.splitlines()[:10])
+            self.assertEqual(text.count("quantized to int8"), 1)
+            small, whole, share = re.search(r"weights in memory: (\d+) bytes instead of (\d+), (0\.\d+) of them", text).groups()
+            self.assertAlmostEqual(int(small) / int(whole), float(share), delta=1e-3)
+            self.assertIn(what, text)
+            mean, most, divergence, same = map(float, re.search(r"mean (\S+), at most (\S+); KL divergence (\S+) nats; the same most probable token (\S+) %", text).groups())
+            self.assertTrue(0 < mean <= most < 0.5 and 0 < divergence < 0.1 and 50 < same <= 100, text)
+        for words, part in ((["--quantize", "int4"], "--quantize int4"), (["--quantize", "--prompts", self.path("none")], self.path("none")),
+                            (["--quantize", "--prompts", self.write("one", '{"tokens": [1]}')], "two tokens"), (["--quantize", "--prompts", self.write("bad", '{"tokens": [99999]}')], "row 0")):
+            done = self.run_command("inspect", "--checkpoint", self.checkpoint, *words)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn(str(part), done.stderr.decode())
 
     def tokenize(self, *words, input):
         return self.run_command("tokenize", "--tokenizer", self.checkpoint / "tokenizer.tiktoken", *words, input=input)

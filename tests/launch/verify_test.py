@@ -107,6 +107,8 @@ class Verify(CommandLineTest):
             self.assertRegex(done.stdout.decode() + done.stderr.decode(), r"^verified [1-4] of 5 rows\n$")
         output.write_bytes(re.sub(rb'("index": 4.*"tokens": \[)\d+', rb"\g<1>999", output.read_bytes()))
         self.differs(output, "row 4", ranks=2)
+        output = self.make("--quantize", "int8", "--logprobs", 1, name="integers")
+        self.passes(output, ranks=2)
         output = self.make("--prompt", "a", "--prompt", "[\"é", "--prompt", "--help", "--dtype", "bfloat16", "--max-new-tokens", 4, name="words")
         self.passes(output, rows=3, of=3, ranks=2)
 

@@ -44,14 +44,16 @@ std::vector<std::int32_t> random_tokens(std::size_t n, std::int64_t vocab, unsig
   return tokens;
 }
 
-// A model with its twin's weights.
+// A model with its twin's weights, which are what the integers stand for where there are any.
 struct Model {
   ModelConfig config;
   test::Weights weights;
   std::unique_ptr<Device> device;
   Gpt gpt;
-  Model(const ModelConfig& c, DType dtype, int threads = 1)
-      : config(c), weights(test::random_weights(c, dtype, 7)), device(test_device(threads)), gpt(c, dtype, test::pack(c, dtype, weights, *device), *device) {}
+  Model(const ModelConfig& c, DType dtype, int threads = 1, Quantize quantize = Quantize::none)
+      : config(c), weights(test::random_weights(c, dtype, 7)), device(test_device(threads)), gpt(c, dtype, test::pack(c, dtype, weights, *device, quantize), *device) {
+    if (quantize == Quantize::int8) weights = test::quantized(c, weights);
+  }
 };
 
 // All logits [tokens, V] of one row whose tokens enter the cache in runs of the given lengths, the first token at `start`.
@@ -104,6 +106,20 @@ TEST(Gpt, bfloat16_is_near_the_twin) {
     const Model m(config, DType::bf16);
     const auto tokens = random_tokens(static_cast<std::size_t>(config.seqlen), config.vocab_size, 3);
     EXPECT_LT(worst_log_probability_error(m, tokens, logits_of(m, tokens, {tokens.size()}, config.seqlen)), 0.25) << to_json(config);
+  }
+}
+
+TEST(Gpt, integers_agree_with_the_twin_of_what_they_stand_for) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const ModelConfig& config : {tiny(), tiny(4, 2, "SL")}) {
+      const Model m(config, dtype, 2, Quantize::int8), whole(config, dtype, 2);
+      const auto tokens = random_tokens(static_cast<std::size_t>(config.seqlen), config.vocab_size, 3);
+      const auto logits = logits_of(m, tokens, {tokens.size()}, config.seqlen);
+      EXPECT_LT(worst_log_probability_error(m, tokens, logits), dtype == DType::f32 ? 1e-4 : 0.25) << to_json(config);
+      EXPECT_TRUE(dtype == DType::bf16 || worst_log_probability_error(whole, tokens, logits) > 1e-3) << "they are not the same model";
+      for (const std::size_t cut : {1, 7, 20}) EXPECT_TRUE(same_bits(logits, logits_of(m, tokens, {cut, tokens.size() - cut}, 3))) << "cut at " << cut;
+      EXPECT_TRUE(same_bits(logits, logits_of(m, tokens, std::vector<std::size_t>(tokens.size(), 1), 5))) << "token by token";
+    }
   }
 }
 

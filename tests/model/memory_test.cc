@@ -36,10 +36,10 @@ void expect_close(std::int64_t estimate, std::int64_t allocated) {
 
 TEST(Memory, IsWhatAGeneratorAllocates) {
   const auto device = make_device("cpu", {.threads = 1});
-  for (const DType dtype : {DType::f32, DType::bf16}) {
+  for (const auto& [dtype, quantize] : {std::pair(DType::f32, Quantize::none), {DType::bf16, Quantize::none}, {DType::bf16, Quantize::int8}}) {
     const ModelConfig config = small(301);
-    const MemoryNeeds needs = memory_needs(config, dtype, *device, false);
-    const GptWeights weights = test::pack(config, dtype, test::random_weights(config, dtype, 1), *device);
+    const MemoryNeeds needs = memory_needs(config, dtype, *device, false, quantize);
+    const GptWeights weights = test::pack(config, dtype, test::random_weights(config, dtype, 1), *device, quantize);
     std::int64_t packed = sum({weights.embed, weights.lm_head.data});
     for (const GptWeights::Block& b : weights.blocks) packed += sum({b.qkv.data, b.wo.data, b.fc1.data, b.fc2.data});
     expect_close(needs.weights, packed);
@@ -47,7 +47,7 @@ TEST(Memory, IsWhatAGeneratorAllocates) {
     const Gpt gpt(config, dtype, weights, *device);
     const Gpt::Workspace w(gpt, Gpt::chunk_tokens);
     const std::int64_t rope = config.seqlen * config.head_dim() * 4;
-    expect_close(needs.activations, sum({w.x, w.normed, w.qkv, w.q, w.attended, w.hidden}) + rope);
+    expect_close(needs.activations, sum({w.x, w.normed, w.last, w.qkv, w.q, w.attended, w.hidden}) + rope);
 
     constexpr std::int64_t rows = 5;
     const KvCache cache(*device, config, dtype, rows, config.seqlen);

@@ -1,9 +1,9 @@
 // tokenizer.json against the tokenizers package, whose answers are in tests/fixtures/tokenizers (made by
 // tests/reference/tokenizer_json.py, which says what is in it), and what is refused.
-#include "model/tokenizer.h"
+#include "model/tokenizer/tokenizer.h"
 
 #include "model/json_file.h"
-#include "model/split_pattern.h"
+#include "model/tokenizer/split_pattern.h"
 #include "model/utf8.h"
 #include "tests/model/scratch.h"
 #include "tests/source_dir.h"

@@ -1,8 +1,8 @@
 // The tokenizer against tiktoken, whose answers to difficult texts are in tests/fixtures/tokenizer.json (made by
 // tests/reference/tokenizer.py, which says what is in it), and what it does with files that are none.
-#include "model/tokenizer.h"
+#include "model/tokenizer/tokenizer.h"
 
-#include "model/tiktoken_file.h"
+#include "model/tokenizer/tiktoken_file.h"
 #include "model/utf8.h"
 #include "tests/model/scratch.h"
 #include "tests/source_dir.h"

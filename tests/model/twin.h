@@ -30,11 +30,27 @@ inline Weights random_weights(const ModelConfig& config, DType dtype, unsigned s
   return weights;
 }
 
+/// The same model with the matrices of products as integers of 8 bits times a scale a column.
+inline Weights quantized(const ModelConfig& config, Weights weights) {
+  for (const ParamSpec& spec : param_specs(config)) {
+    if (spec.name == "embed.weight") continue;
+    std::vector<float>& w = weights.at(spec.name);
+    const std::size_t n = w.size() / static_cast<std::size_t>(spec.name.ends_with("wo") ? config.d_emb : spec.shape[0]);
+    for (std::size_t j = 0; j < n; ++j) {
+      float most = 0;
+      for (std::size_t i = j; i < w.size(); i += n) most = std::max(most, std::abs(w[i]));
+      const float scale = most / 127;
+      for (std::size_t i = j; i < w.size(); i += n) w[i] = scale * std::nearbyint(w[i] / scale);
+    }
+  }
+  return weights;
+}
+
 /// The weights packed for the device, as load_weights would.
-inline GptWeights pack(const ModelConfig& config, DType dtype, const Weights& weights, Device& device) {
+inline GptWeights pack(const ModelConfig& config, DType dtype, const Weights& weights, Device& device, Quantize quantize = Quantize::none) {
   const auto pack_one = [&](const std::vector<float>& w, std::int64_t k, std::int64_t n) {
-    Weight out{k, n, dtype, host_tensor(DType::u8, {static_cast<std::int64_t>(device.weight_bytes(dtype, k, n))})};
-    device.pack_weight(Tensor(nullptr, const_cast<float*>(w.data()), DType::f32, {k, n}), dtype, out.data.raw());
+    Weight out{.k = k, .n = n, .dtype = dtype, .data = host_tensor(DType::u8, {static_cast<std::int64_t>(device.weight_bytes(dtype, k, n, quantize))}), .quantize = quantize};
+    device.pack_weight(Tensor(nullptr, const_cast<float*>(w.data()), DType::f32, {k, n}), dtype, out.data.raw(), quantize);
     out.data = device.resident(out.data);
     return out;
   };

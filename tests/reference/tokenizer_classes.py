@@ -1,9 +1,9 @@
-"""Writes model/tokenizer_classes.inc: classes of code points that the tokenizers package has besides those of model/unicode_classes.inc.
+"""Writes model/tokenizer/tokenizer_classes.inc: classes of code points that the tokenizers package has besides those of model/tokenizer/unicode_classes.inc.
 
-    python tests/reference/tokenizer_classes.py model/tokenizer_classes.inc
+    python tests/reference/tokenizer_classes.py model/tokenizer/tokenizer_classes.inc
 
 Needs: pip install tokenizers. It asks the package itself, code point by code point, and stops if \\p{L}, \\p{N} and \\s in its
-patterns or its added tokens' white space are not what model/unicode_classes.inc says of tiktoken. Made with tokenizers 0.23.3.
+patterns or its added tokens' white space are not what model/tokenizer/unicode_classes.inc says of tiktoken. Made with tokenizers 0.23.3.
 """
 
 import pathlib
@@ -24,7 +24,7 @@ def matched(pattern):
 
 
 def table(name):
-    text = (pathlib.Path(__file__).parents[2] / "model/unicode_classes.inc").read_text().split(f"{name}_ranges[] = {{")[1].split("};")[0]
+    text = (pathlib.Path(__file__).parents[2] / "model/tokenizer/unicode_classes.inc").read_text().split(f"{name}_ranges[] = {{")[1].split("};")[0]
     return {c for first, last in re.findall(r"\{(\w+), (\w+)\}", text) for c in range(int(first, 16), int(last, 16) + 1)}
 
 

@@ -1,6 +1,6 @@
-"""Writes model/unicode_classes.inc: which code points tiktoken's regular expressions take for \\p{L}, \\p{N} and \\s.
+"""Writes model/tokenizer/unicode_classes.inc: which code points tiktoken's regular expressions take for \\p{L}, \\p{N} and \\s.
 
-    python tests/reference/unicode_classes.py model/unicode_classes.inc
+    python tests/reference/unicode_classes.py model/tokenizer/unicode_classes.inc
 
 Needs: pip install tiktoken. It asks tiktoken itself, by how it cuts text. Made with tiktoken 0.14.0.
 """

@@ -12,7 +12,7 @@ namespace {
 /// Words of a panel that all tiles of rows meet before the next words: with many rows a good part of a second-level cache, with few of a first-level one.
 constexpr std::int64_t part_words(std::int64_t tiles) { return tiles > 4 ? 16384 : 8192; }
 constexpr std::int64_t most_widened = by_tiles ? 24576 : 16384;  // words of such a part
-constexpr std::int64_t most_in_registers = 3;                   // rows for which integers are widened in registers: their few products leave time for it
+constexpr std::int64_t most_in_registers = 2 * max_rows;         // rows for which integers are widened in registers, in each tile: their few products leave time for it
 
 /// Row stride of the copied rows, in words of 32 bits: a cache line more than a multiple of 4 KiB keeps rows in different sets.
 constexpr std::int64_t copied_stride(std::int64_t k) { return round_up(steps_of(true, k) * (left_is_widened ? 2 : 1), 16) + 16; }
@@ -112,15 +112,40 @@ KVMESH_INLINE Panel panel_of(const LinearTask& t, std::int64_t p) {
   return {t.int8 ? reinterpret_cast<const float*>(at) : nullptr, at + (t.int8 ? scale_bytes : 0)};
 }
 
+/// Elements of what lies as `Stored` that a step of `Kind` reads.
+template <typename Kind, typename Stored>
+constexpr std::int64_t elements_per_step = sizeof(Stored) == 1 ? Kind::k_per_step * panel : panel;
+
+/// One or two rows, as `run`: all of K at once, two panels at a time. Leaves the last of an odd number of panels and says which it is.
+template <typename Kind, typename Stored>
+std::int64_t run_two(const LinearTask& t, const typename Kind::Left* x, std::int64_t stride, std::int64_t row_begin, std::int64_t row_end, std::int64_t panel_begin,
+                     std::int64_t panel_end) {
+  const std::int64_t apart = bytes_of_panel(t.form(), t.k) / static_cast<std::int64_t>(sizeof(Stored));
+  std::int64_t p = panel_begin;
+  for (; p + 1 < panel_end; p += 2) {
+    with_constant<2>(static_cast<int>(row_end - row_begin), [&](auto height) {
+      Floats acc[2][height.value][max_vectors] = {};
+      multiply_two<Kind, height.value, max_vectors>(x, stride, static_cast<const Stored*>(panel_of(t, p).elements), apart, elements_per_step<Kind, Stored>,
+                                                    steps_of(t.bf16, t.k), acc);
+      for (int i = 0; i < 2; ++i) {
+        const std::int64_t left = t.n - (p + i) * panel;
+        for (int m = 0; m < height.value; ++m) write(t, acc[i][m], panel_of(t, p + i).scales, row_begin + m, (p + i) * panel, left < panel ? left : panel);
+      }
+    });
+  }
+  return p;
+}
+
 /// Multiplies by what lies as `Stored`, which `widens` to words, a part at a time, before all tiles meet it, or in each tile's registers. x: the rows from
 /// row_begin on; sums [rows, panel] and words [part_words] are scratch memory.
 template <typename Kind, typename Stored, bool widens = false>
 void run(const LinearTask& t, const typename Kind::Left* x, std::int64_t stride, std::int64_t row_begin, std::int64_t row_end, std::int64_t panel_begin,
          std::int64_t panel_end, float* sums, typename Kind::Right* words = nullptr) {
   using Met = std::conditional_t<widens, typename Kind::Right, Stored>;
-  constexpr std::int64_t stored_row = sizeof(Stored) == 1 ? Kind::k_per_step * panel : panel, met_row = widens ? panel : stored_row;  // elements of a step
+  constexpr std::int64_t stored_row = elements_per_step<Kind, Stored>, met_row = elements_per_step<Kind, Met>;
   const std::int64_t steps = steps_of(t.bf16, t.k), rows = row_end - row_begin;
   const std::int64_t tiles = (rows + max_rows - 1) / max_rows, part = tiles == 1 && !widens ? steps : part_words(tiles) / panel;
+  if (!widens && rows <= 2) panel_begin = run_two<Kind, Stored>(t, x, stride, row_begin, row_end, panel_begin, panel_end);
   for (std::int64_t p = panel_begin; p < panel_end; ++p) {
     const Panel from = panel_of(t, p);
     const std::int64_t columns = t.n - p * panel < panel ? t.n - p * panel : panel;

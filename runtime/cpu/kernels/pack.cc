@@ -32,7 +32,7 @@ void pack_words(const Columns& from, bool bf16, std::int64_t steps, std::uint32_
 }
 
 /// A column's scale is its largest magnitude / 127; its integers are its elements / scale, rounded to nearest, ties to even. Zeros have the scale 0.
-void pack_integers(const Columns& from, std::int64_t rows, float* scales, std::int8_t* to) {
+void pack_integers(const Columns& from, bool bf16, std::int64_t rows, float* scales, std::int8_t* to) {
   float row[panel] = {}, most[panel] = {};
   for (std::int64_t i = 0; i < from.k; ++i) {
     from.read(i, row);
@@ -42,13 +42,14 @@ void pack_integers(const Columns& from, std::int64_t rows, float* scales, std::i
     }
   }
   for (std::int64_t c = 0; c < panel; ++c) scales[c] = most[c] / 127.0f;
-  for (std::int64_t i = 0; i < rows; ++i, to += panel) {
+  for (std::int64_t i = 0; i < rows; ++i) {
+    std::int8_t* const step = to + (bf16 ? i / 2 * 2 : i) * panel;
     from.read(i, row);
     for (std::int64_t c = 0; c < panel; ++c) {
       const float x = scales[c] > 0 ? row[c] / scales[c] : 0.0f;
       const float bound = x > 127 ? 127.0f : x < -127 ? -127.0f : x;  // a scale below the normal numbers is coarse
       constexpr float shift = 12582912.0f;  // 1.5 · 2²³: adding it rounds to an integer
-      to[c] = static_cast<std::int8_t>(bound + shift - shift);
+      step[bf16 ? place_in_step(c, i % 2) : c] = kept_integer(bf16, static_cast<std::int32_t>(bound + shift - shift));
     }
   }
 }
@@ -62,7 +63,7 @@ void pack(const void* source, bool source_bf16, WeightForm form, std::int64_t k,
     const Columns from = {source, source_bf16, k, n, p * panel, n - p * panel < panel ? n - p * panel : panel};
     char* to = static_cast<char*>(target) + p * bytes_of_panel(form, k);
     const std::int64_t steps = steps_of(form.bf16, k);
-    if (form.int8) pack_integers(from, form.bf16 ? 2 * steps : steps, reinterpret_cast<float*>(to), reinterpret_cast<std::int8_t*>(to + scale_bytes));
+    if (form.int8) pack_integers(from, form.bf16, form.bf16 ? 2 * steps : steps, reinterpret_cast<float*>(to), reinterpret_cast<std::int8_t*>(to + scale_bytes));
     else pack_words(from, form.bf16, steps, reinterpret_cast<std::uint32_t*>(to));
   }
 }

@@ -3,14 +3,12 @@
 // whatever the number of rows.
 #pragma once
 
-#include "runtime/cpu/kernels/simd.h"
+#include "runtime/cpu/kernels/columns.h"
 
 namespace kvmesh::cpu::KVMESH_ISA {
 namespace {
 
-constexpr int max_rows = 6;                          // of a tile: 6 · vectors accumulators fit the registers
-constexpr int max_vectors = lanes == 16 ? 4 : 2;     // of a tile: its columns are max_vectors · lanes
-constexpr std::int64_t panel = max_vectors * lanes;  // columns of a packed panel
+constexpr int max_rows = 6;  // of a tile: 6 · vectors accumulators fit the registers
 
 #if defined(__AMX_BF16__)
 constexpr bool by_tiles = true;  // bfloat16 by AMX: amx.h
@@ -18,23 +16,20 @@ constexpr bool by_tiles = true;  // bfloat16 by AMX: amx.h
 constexpr bool by_tiles = false;
 #endif
 
-// Columns may also lie as integers (panels.h), as which they are what the words would be that hold the same numbers.
+// Columns may also lie as integers (columns.h), as which they are what the words would be that hold the same numbers.
 
 /// float32 · float32; a step is one k.
 struct F32 {
   using Left = float;
   static constexpr int left_per_step = 1;  // elements of Left that one step reads
   using Right = float;                     // 32 bits a column and step
+  using Vector = Floats;
   static constexpr int k_per_step = 1;
-
-  KVMESH_INLINE static Floats columns(const Right* b) { return load<Floats>(b); }
-  KVMESH_INLINE static Floats columns(const std::int8_t* b) { return widen_bytes(load<Bytes>(b)); }
 
   template <int rows, int vectors, typename Stored>
   KVMESH_INLINE static void step(const Left* x, std::int64_t stride, const Stored* b, Floats (&acc)[rows][vectors]) {
     Floats w[vectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) w[v] = columns(b + v * lanes);
+    read_columns(b, w);
 #pragma GCC unroll 6
     for (int m = 0; m < rows; ++m) {
       const Floats a = splat(x[m * stride]);
@@ -44,25 +39,19 @@ struct F32 {
   }
 };
 
-/// The bfloat16 of k and k + 1: of integers, whose float32 have no lower half.
-KVMESH_INLINE Words pairs(const std::uint32_t* b) { return load<Words>(b); }
-KVMESH_INLINE Words pairs(const std::int8_t* b) { return (Words)F32::columns(b) >> 16 | (Words)F32::columns(b + panel); }
-
 #if defined(__AVX512BF16__)
 /// bfloat16 · bfloat16, two k a step, by the dot-product instruction.
 struct Bf16 {
   using Left = std::uint32_t;  // two bfloat16, the lower k in the lower half
   static constexpr int left_per_step = 1;
   using Right = std::uint32_t;
+  using Vector = Words;
   static constexpr int k_per_step = 2;
-
-  KVMESH_INLINE static Words columns(const auto* b) { return pairs(b); }
 
   template <int rows, int vectors, typename Stored>
   KVMESH_INLINE static void step(const Left* x, std::int64_t stride, const Stored* b, Floats (&acc)[rows][vectors]) {
     Words w[vectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) w[v] = columns(b + v * lanes);
+    read_columns(b, w);
 #pragma GCC unroll 6
     for (int m = 0; m < rows; ++m) {
       const Words a = splat_word(load<std::uint32_t>(x + m * stride));
@@ -78,11 +67,11 @@ struct Bf16 {
   using Left = float;
   static constexpr int left_per_step = 2;
   using Right = std::uint32_t;
+  using Vector = Words;
   static constexpr int k_per_step = 2;
 
-  KVMESH_INLINE static Words columns(const auto* b) { return pairs(b); }
   KVMESH_INLINE static Floats half_of(const Right* b, int half) { return (Floats)(half == 0 ? load<Words>(b) << 16 : load<Words>(b) & 0xffff0000u); }
-  KVMESH_INLINE static Floats half_of(const std::int8_t* b, int half) { return F32::columns(b + half * panel); }
+  KVMESH_INLINE static Floats half_of(const std::int8_t* b, int half) { return widen_bytes(load<Bytes>(b + half * panel)); }
 
   template <int rows, int vectors, typename Stored>
   KVMESH_INLINE static void step(const Left* x, std::int64_t stride, const Stored* b, Floats (&acc)[rows][vectors]) {
@@ -132,6 +121,24 @@ KVMESH_INLINE void multiply(const typename Kind::Left* x, std::int64_t stride, c
     Kind::template step<rows, vectors>(x, stride, b, acc);
   }
   for (; s < steps; ++s, x += Kind::left_per_step, b += row) Kind::template step<rows, vectors>(x, stride, b, acc);
+}
+
+/// The same with panels `apart` elements from each other, both at once: sums of one or two rows alone would wait for themselves. Asks for what comes
+/// a little later, behind these panels that of the two after them.
+template <typename Kind, int rows, int vectors, typename Stored>
+KVMESH_INLINE void multiply_two(const typename Kind::Left* x, std::int64_t stride, const Stored* b, std::int64_t apart, std::int64_t row, std::int64_t steps,
+                                Floats (&acc)[2][rows][vectors]) {
+  constexpr std::int64_t soon = 4096 / sizeof(Stored), line = 64 / sizeof(Stored);
+  const std::int64_t within = steps - soon / row;
+  for (std::int64_t s = 0; s < steps; ++s, x += Kind::left_per_step, b += row) {
+    const Stored* next = b + soon + (s < within ? 0 : apart);
+    for (std::int64_t i = 0; i + line <= row; i += line) {
+      __builtin_prefetch(next + i);
+      __builtin_prefetch(next + apart + i);
+    }
+    Kind::template step<rows, vectors>(x, stride, b, acc[0]);
+    Kind::template step<rows, vectors>(x, stride, b + apart, acc[1]);
+  }
 }
 
 template <int n>
