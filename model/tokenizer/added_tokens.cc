@@ -1,8 +1,6 @@
 // The search for added tokens: a trie, and the white space and words around what it finds.
 #include "model/tokenizer/added_tokens.h"
 
-#include <algorithm>
-
 #include "model/tokenizer/unicode_classes.h"
 #include "model/utf8.h"
 
@@ -80,7 +78,7 @@ std::vector<AddedTokenFinder::Part> AddedTokenFinder::parts(std::string_view tex
     std::size_t begin = at, end = at + token->text.size();
     at = end;
     if (token->single_word && touches_word(text.substr(0, begin), text.substr(end))) continue;
-    if (token->lstrip) begin = std::max(without_space_behind(text.substr(0, begin)), done);
+    if (token->lstrip) begin = without_space_behind(text.substr(0, begin));
     if (token->rstrip) end += space_before(text.substr(end));
     if (done < begin) parts.push_back({done, begin, -1});
     parts.push_back({begin, end, token->id});

@@ -33,7 +33,7 @@ class AddedTokenFinder {
   /// No text is empty or twice in `tokens`.
   explicit AddedTokenFinder(std::span<const AddedToken> tokens = {});
 
-  /// The parts of `text`, none empty. They follow one another, but for a token of white space that another one has stripped.
+  /// The parts of `text` in their order, none empty. Those without added tokens do not overlap; a token's has what it strips.
   std::vector<Part> parts(std::string_view text) const;
 
  private:

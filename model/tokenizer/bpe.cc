@@ -59,7 +59,8 @@ BytePairEncoder::BytePairEncoder(std::span<const std::string_view> tokens, std::
   for (std::size_t id = 0; id < tokens.size(); ++id) {
     if (!tokens[id].empty()) add_token(static_cast<std::int32_t>(id));
   }
-  check(tokens.size() <= std::size_t{1} << id_bits && merges.size() < (std::size_t{1} << rank_bits) - 1, "{} tokens and {} merges are too many", tokens.size(), merges.size());
+  check(tokens.size() <= std::size_t{1} << id_bits && merges.size() < (std::size_t{1} << rank_bits) - 1, "{} tokens and {} merges are too many",
+        tokens.size(), merges.size());
   pairs_.resize(std::bit_ceil(2 * std::max<std::size_t>(merges.size(), 1)), no_pair);
   for (std::size_t rank = 0; rank < merges.size(); ++rank) {
     add_pair(merges[rank].left, merges[rank].right, static_cast<Rank>(rank));

@@ -57,9 +57,9 @@ def race(program, file, text_file):
     tokenizer = Tokenizer.from_file(file)
     theirs = ours = float("inf")
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         expected = [tokenizer.encode(d).ids for d in documents]
-        theirs = min(theirs, time.perf_counter() - start)
+        theirs = min(theirs, time.process_time() - start)
         ids, seconds = kvmesh_encode(program, file, data, repeat=3)
         ours = min(ours, seconds)
     assert ids == expected

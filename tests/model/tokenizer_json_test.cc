@@ -3,6 +3,7 @@
 #include "model/tokenizer/tokenizer.h"
 
 #include "model/json_file.h"
+#include "model/tokenizer/split_pattern.h"
 #include "model/utf8.h"
 #include "tests/model/scratch.h"
 #include "tests/source_dir.h"
@@ -11,6 +12,7 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <map>
 #include <ostream>
 
@@ -108,6 +110,25 @@ TEST_P(AgainstTokenizers, BytesOfTokensAreTheText) {
       EXPECT_EQ(text, decoded) << c;
     }
   }
+}
+
+TEST(SplitPattern, Pieces) {
+  const std::vector<std::string> texts = fixture()["texts"];
+  EXPECT_EQ(fixture()["patterns"].size(), 8u);
+  for (const auto& [regex, hashes] : fixture()["patterns"].items()) {
+    const auto pattern = SplitPattern::of(regex);
+    ASSERT_TRUE(pattern) << regex;
+    ASSERT_EQ(hashes.size(), (texts.size() + 9) / 10);
+    for (std::size_t block = 0; block < hashes.size(); ++block) {
+      std::vector<std::size_t> lengths;
+      for (std::size_t i = 10 * block; i < std::min(10 * block + 10, texts.size()); ++i) {
+        for (std::string_view text = texts[i]; !text.empty(); text.remove_prefix(lengths.back())) lengths.push_back(pattern->piece_length(text));
+      }
+      EXPECT_EQ(hash_of(lengths), hashes[block]) << regex << " in texts from " << 10 * block << " on";
+    }
+  }
+  EXPECT_FALSE(SplitPattern::of(""));
+  EXPECT_FALSE(SplitPattern::of(R"(\p{N}{1,3})"));
 }
 
 TEST(TokenizerJson, NamesOfTokens) {

@@ -5,6 +5,7 @@ texts with them.
 
 Needs: pip install tokenizers tiktoken (for the texts of tokenizer.py). Made with tokenizers 0.23.3. expected.json has for each file, in the order of its texts, the
 hash of the ids and of the decoded text (of its UTF-8 bytes), as tokenizer.py hashes; the ids that add_special_tokens puts around a text; and texts of ids by chance.
+For each pattern it has, by blocks of 10 texts, the hash of the bytes in each piece.
 """
 
 import json
@@ -166,6 +167,10 @@ def main(folder):
     folder = pathlib.Path(folder)
     rng = random.Random(21)
     texts = TEXTS + EXTRA + [any_text(rng) for _ in range(120)]
+    patterns = {}
+    for pattern in (GPT2, GPT2_SHORT, *(p % n for p in (GPT4, NANOCHAT) for n in ("", "{1,2}", "{1,3}"))):
+        pieces = [[len(piece.encode()) for piece, _ in split(pattern).pre_tokenize_str(text)] for text in texts]
+        patterns[pattern] = [hashed(sum(pieces[i : i + 10], [])) for i in range(0, len(texts), 10)]
     kinds = {}
     for name in KINDS:
         text = build(name)
@@ -184,7 +189,7 @@ def main(folder):
     with open(folder / "expected.json", "w") as f:
         line = lambda value: json.dumps(value, separators=(",", ":"))
         lines = ",\n".join(f"{line(name)}:{line(kind)}" for name, kind in kinds.items())
-        f.write(f'{{"tokenizers":{line(tokenizers.__version__)},\n"texts":{line(texts)},\n"kinds":{{\n{lines}\n}}}}\n')
+        f.write(f'{{"tokenizers":{line(tokenizers.__version__)},\n"texts":{line(texts)},\n"patterns":{line(patterns)},\n"kinds":{{\n{lines}\n}}}}\n')
 
 
 if __name__ == "__main__":
