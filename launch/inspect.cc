@@ -25,7 +25,7 @@ namespace {
 
 void print_checkpoint(const MeshOptions& o) {
   const std::filesystem::path& folder = o.checkpoint;
-  const ModelConfig config = read_config(folder / "config.json");
+  const ModelConfig config = with_context(read_config(folder / "config.json"), o);
   const SafetensorsFolder files(folder);
   const std::vector<SafetensorsFolder::Entry> entries = find_params(files, config);
   const auto tokenizer = load_tokenizer(folder, config);
@@ -39,8 +39,8 @@ void print_checkpoint(const MeshOptions& o) {
     parameters += tensor->shape.numel();
     bytes += tensor->bytes;
   }
-  const std::size_t cache = static_cast<std::size_t>(2 * config.num_layers * config.kv_heads * config.seqlen * config.head_dim()) * size_of(config.dtype);
   const DType dtype = dtype_of(o, config);
+  const std::size_t cache = static_cast<std::size_t>(2 * config.num_layers * config.kv_heads * config.seqlen * config.head_dim()) * size_of(dtype);
   const Quantize quantize = quantize_of(o);
   const MemoryNeeds needs = memory_needs(config, dtype, *make_device("cpu", {.threads = 1}), false, quantize);
   fmt::print("\nfamily: {}\nparameters: {}\nbytes: {}\nKV cache: {} bytes a row of {} tokens\n", config.family, parameters, bytes, cache, config.seqlen);

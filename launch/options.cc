@@ -74,11 +74,14 @@ void add_mesh_options(po::options_description& options, MeshOptions& mesh, std::
       ("checkpoint", value(checkpoint, "DIR"), "folder with config.json, model.safetensors, a tokenizer")  //
       ("device", value(mesh.device, "KIND"), "cpu, cuda, or auto: cuda where a GPU answers, else cpu")             //
       ("dtype", value(mesh.dtype, "TYPE"), "float32, bfloat16, or auto: config.json's")                            //
-      ("context", value(mesh.context, "N"), "tokens that a row may have, and the cache holds of it; 0: all that the model can")  //
       ("mesh", value(mesh.mesh, "x=N"), "the mesh's axes; their product is the number of ranks")                   //
       ("threads", value(mesh.threads, "N"), "CPU threads a rank; 0: the cores it may use, shared with the host's other ranks")  //
       ("share-gpus", po::bool_switch(&mesh.share_gpus), "ranks may share a GPU where they outnumber a host's: slow, for trying")  //
       ("comm-timeout", value(mesh.comm_timeout, "SECONDS"), "no rank waits longer for another");
+}
+
+void add_context_option(po::options_description& options, MeshOptions& mesh) {
+  options.add_options()("context", value(mesh.context, "N"), "tokens that a row may have, and the cache holds of it; 0: all that the model can");
 }
 
 /// How weights are kept.
@@ -149,6 +152,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   std::optional<std::int32_t> logprobs;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
+  add_context_option(options, o.mesh);
   add_weight_options(options, o.mesh);
   add_rows_options(options, prompts, output);
   add_chat_options(options, o.chat);
@@ -222,6 +226,7 @@ std::optional<ScoreOptions> parse_score_options(std::span<const std::string> arg
   std::string checkpoint, prompts, output;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
+  add_context_option(options, o.mesh);
   add_weight_options(options, o.mesh);
   add_rows_options(options, prompts, output);
   add_chat_options(options, o.chat);
@@ -239,7 +244,7 @@ std::optional<ScoreOptions> parse_score_options(std::span<const std::string> arg
 
 std::optional<VerifyOptions> parse_verify_options(std::span<const std::string> args, bool speak) {
   VerifyOptions o;
-  std::string checkpoint, prompts, output;
+  std::string checkpoint, prompts, output, chat_template;
   std::int64_t seed = 0;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
@@ -249,6 +254,7 @@ std::optional<VerifyOptions> parse_verify_options(std::span<const std::string> a
       ("output", value(output, "FILE"), "a complete output of generate")                                    //
       ("fraction", value(o.fraction, "F"), "of its rows that are computed again, chosen by --seed")         //
       ("seed", value(seed, "S"), "0 to 4294967295; another seed chooses other rows")                        //
+      ("chat-template", value(chat_template, "FILE"), "where the chat template is now, if it was one of its own")  //
       ("prompts", value(prompts, "FILE"), "where the prompts are now; like --checkpoint, --device and --dtype as in generate unless given");
   if (!parse(args, options, "kvmesh verify --output FILE [--fraction F]", speak)) return std::nullopt;
   check(!output.empty(), "--output FILE is required");
@@ -256,6 +262,7 @@ std::optional<VerifyOptions> parse_verify_options(std::span<const std::string> a
   check(seed >= 0 && seed < std::int64_t{1} << 32, "--seed {}: must be 0 to 4294967295", seed);
   o.mesh.checkpoint = checkpoint;
   o.mesh.prompts = prompts;
+  o.chat_template = chat_template;
   o.mesh.output = output;
   o.seed = static_cast<std::uint32_t>(seed);
   check_mesh_options(o.mesh);
@@ -268,6 +275,7 @@ std::optional<BenchOptions> parse_bench_options(std::span<const std::string> arg
   std::string checkpoint, shape, json, parts;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
+  add_context_option(options, o.mesh);
   add_weight_options(options, o.mesh);
   options.add_options()  //
       ("batch", value(o.mesh.batch_size, "B"), "rows in flight on the whole mesh")  //
@@ -305,6 +313,7 @@ std::optional<ScaleOptions> parse_scale_options(std::span<const std::string> arg
   std::string checkpoint, shape, ranks, report;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
+  add_context_option(options, o.mesh);
   add_weight_options(options, o.mesh);
   options.add_options()  //
       ("shape", value(shape, "D,layers,q_heads,kv_heads,vocab,seqlen"), "random weights of this shape instead of a checkpoint")  //
@@ -470,13 +479,13 @@ std::optional<MeshOptions> parse_inspect_options(std::span<const std::string> ar
   po::options_description options("Options");
   options.add_options()("help,h", "this text")("checkpoint", value(checkpoint, "DIR"), "the checkpoint folder")  //
       ("batch-size", value(o.batch_size, "B"), "rows in flight, for the memory that they need")                    //
-      ("context", value(o.context, "N"), "tokens that a row may have; 0: all that the model can")                   //
       ("dtype", value(o.dtype, "TYPE"), "float32, bfloat16, or auto: config.json's")                               //
       ("quantize", po::value(&quantize)->multitoken()->zero_tokens()->value_name("[int8]"),
        "how far log-probabilities drift when the matrices of products are integers of 8 bits with a scale a column")  //
       ("prompts", value(prompts, "FILE"), "for the drift: one JSON object a line; without it random tokens, which are like no text")  //
       ("device", value(o.device, "KIND"), "for the drift: cpu, cuda, or auto")                                        //
       ("threads", value(o.threads, "N"), "for the drift: CPU threads; 0: the cores that it may use");
+  add_context_option(options, o);
   if (!parse(args, options, "kvmesh inspect --checkpoint DIR [options]", speak)) return std::nullopt;
   check(!checkpoint.empty(), "--checkpoint DIR is required");
   check(quantize.size() <= 1 && (quantize.empty() || quantize[0] == "int8"), "--quantize {}: not int8", fmt::join(quantize, " "));

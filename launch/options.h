@@ -80,6 +80,7 @@ struct VerifyOptions {
   MeshOptions mesh;  ///< checkpoint, prompts empty and device, dtype "auto": as when the output was made
   double fraction = 1;
   std::uint32_t seed = 0;
+  std::filesystem::path chat_template;  ///< empty: where it was
 };
 std::optional<VerifyOptions> parse_verify_options(std::span<const std::string> args, bool speak);
 

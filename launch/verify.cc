@@ -47,7 +47,7 @@ GenerateCommandOptions generate_options(const Json& manifest, const VerifyOption
     } else if (key == "prompts") {
       path("prompts", o.mesh.prompts);
     } else if (key == "chat-template") {
-      if (!v.is_null()) path("chat-template", {});
+      if (!v.is_null()) path("chat-template", o.chat_template);
     } else if (key == "device") {  // cpu/avx2: asked for was cpu
       const std::string kind = text(v);
       words.push_back("--device=" + kind.substr(0, kind.find('/')));

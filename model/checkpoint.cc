@@ -33,6 +33,13 @@ std::vector<SafetensorsFolder::Entry> find_params(const SafetensorsFolder& files
     taken.insert(found->first);
     entries.push_back(found->second);
   }
+  const auto copy = config.tied_embeddings ? files.tensors().find("lm_head.weight") : files.tensors().end();
+  if (copy != files.tensors().end()) {
+    const auto& [file, tensor] = copy->second;
+    const auto& [embed_file, embed] = entries[0];
+    const bool same = tensor->dtype == embed->dtype && tensor->shape == embed->shape && std::memcmp(file->data(*tensor), embed_file->data(*embed), embed->bytes) == 0;
+    check(same, "{}: tensor \"lm_head.weight\" is not \"{}\", to which config.json ties it: set \"tie_word_embeddings\" to false to use it", file->path().string(), embed->name);
+  }
   for (const auto& [name, entry] : files.tensors())
     check(taken.contains(name) || is_passed_over(config, name), "{}: tensor {} is none of this model's", entry.file->path().string(), shown(name));
   return entries;

@@ -19,7 +19,14 @@ class ConfigKeys {
   using json = nlohmann::json;
 
  public:
-  ConfigKeys(json object, std::string file) : file_(std::move(file)), object_(std::move(object)) {}
+  /// `nulls`: a key whose value is null counts as absent, and is_null tells it.
+  ConfigKeys(json object, std::string file, bool nulls = false) : file_(std::move(file)), object_(std::move(object)) {
+    for (auto it = object_.begin(); nulls && it != object_.end();) {
+      if (it->is_null()) nulls_.insert(it.key());
+      it = it->is_null() ? object_.erase(it) : std::next(it);
+    }
+  }
+  bool is_null(const char* key) const { return nulls_.contains(key); }
 
   /// The value, or null if the key is absent.
   const json* find(const char* key) {
@@ -46,7 +53,7 @@ class ConfigKeys {
     const json* value = find(key);
     if (!value) return fallback;
     const bool ok = value->is_number() && std::isfinite(value->get<double>()) && value->get<double>() >= 0;
-    check(ok && (zero_allowed || value->get<double>() > 0), "{}: \"{}\" must be a number {} 0", file_, key, zero_allowed ? "not below" : "above");
+    check(ok && (zero_allowed || value->get<float>() > 0), "{}: \"{}\" must be a number {} 0", file_, key, zero_allowed ? "not below" : "above");
     return value->get<double>();
   }
 
@@ -93,7 +100,7 @@ class ConfigKeys {
  private:
   std::string file_;
   json object_;
-  std::set<std::string> known_;
+  std::set<std::string> known_, nulls_;
   std::vector<std::string> refused_;
 };
 

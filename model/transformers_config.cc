@@ -11,6 +11,8 @@ namespace {
 
 using nlohmann::json;
 
+// What a file does not say is the default of transformers' class for the family; null is a value of its own there, mostly "none".
+
 /// Keys that say nothing about what a trained model computes for a text.
 constexpr std::array passed_over = {
     "architectures", "transformers_version", "torch_dtype", "dtype", "use_cache", "initializer_range", "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
@@ -44,7 +46,7 @@ void read_rope(ConfigKeys& keys, ModelConfig& c, double theta) {
   if (parameters) scaling = parameters;
   if (!scaling) return;
   check(scaling->is_object(), "{}: \"{}\" must be an object", keys.file(), name);
-  ConfigKeys rope(*scaling, fmt::format("{}: \"{}\"", keys.file(), name));
+  ConfigKeys rope(*scaling, fmt::format("{}: \"{}\"", keys.file(), name), true);
   c.rope_theta = rope.real("rope_theta", c.rope_theta, false);
   const std::string old_type = rope.text("type", "default"), type = rope.text("rope_type", old_type.c_str());
   rope.must_be("partial_rotary_factor", 1.0);
@@ -95,7 +97,8 @@ void read_llama(ConfigKeys& keys, ModelConfig& c, double theta) {
   c.d_emb = keys.whole("hidden_size", 2, max_width);
   c.num_layers = keys.whole("num_hidden_layers", 1, max_layers);
   c.q_heads = keys.whole("num_attention_heads", 1, max_width);
-  c.kv_heads = keys.whole("num_key_value_heads", 1, max_width, &c.q_heads);
+  const std::int64_t kv_heads = keys.is_null("num_key_value_heads") || c.family == "llama" ? c.q_heads : c.family == "mistral" ? 8 : c.family == "smollm3" ? 4 : 32;
+  c.kv_heads = keys.whole("num_key_value_heads", 1, max_width, &kv_heads);
   c.mlp_size = keys.whole("intermediate_size", 1, 16 * max_width);
   const std::int64_t fallback = c.family == "qwen3" ? 128 : c.d_emb / c.q_heads;
   c.head_size = keys.whole("head_dim", 1, max_width, &fallback);
@@ -118,8 +121,9 @@ void read_llama(ConfigKeys& keys, ModelConfig& c, double theta) {
 void read_windows(ConfigKeys& keys, ModelConfig& c) {
   const bool used = keys.flag("use_sliding_window", c.family == "mistral");
   const json* window = keys.find("sliding_window");
-  const std::int64_t keys_seen = window && used ? keys.whole(*window, "\"sliding_window\"", 1, max_seqlen) : 0;
-  const std::int64_t all = c.num_layers, first = keys.whole("max_window_layers", 0, 1 << 20, &all);
+  const std::int64_t none = keys.is_null("sliding_window") || c.family == "smollm3" ? 0 : 4096;
+  const std::int64_t keys_seen = !used ? 0 : window ? keys.whole(*window, "\"sliding_window\"", 1, max_seqlen) : none;
+  const std::int64_t default_first = 28, first = keys.whole("max_window_layers", 0, 1 << 20, &default_first);
   const json* types = layer_list(keys, "layer_types", c.num_layers);
   if (types && c.family == "mistral") keys.refuse("\"layer_types\", which transformers' mistral does not follow");
   for (std::int64_t i = 0; i < c.num_layers; ++i) {
@@ -155,8 +159,7 @@ void read_nanochat(ConfigKeys& keys, ModelConfig& c) {
   c.head_size = keys.whole("head_dim", 1, max_width, &fallback);
   c.norm_eps = keys.real("rms_norm_eps", 1e-6, false);
   c.activation = activation_of(keys, "hidden_act", "relu2", {{"relu2", Activation::relu_squared}});
-  const json* cap = keys.find("final_logit_softcapping");
-  c.logit_soft_cap = cap ? keys.real("final_logit_softcapping", 0, true) : 0;
+  c.logit_soft_cap = keys.real("final_logit_softcapping", keys.is_null("final_logit_softcapping") ? 0 : 15, true);
   c.qkv_bias = c.out_bias = keys.flag("attention_bias", false);
   c.embedding_norm = c.rope_backwards = true;
   read_rope(keys, c, 10000);
@@ -194,10 +197,9 @@ void read_ids(ConfigKeys& keys, ModelConfig& c) {
 }  // namespace
 
 ModelConfig transformers_config(json object, const std::filesystem::path& file) {
-  for (auto it = object.begin(); it != object.end();) it = it->is_null() ? object.erase(it) : std::next(it);  // what transformers takes for its default
-  ConfigKeys keys(std::move(object), file.string());
+  ConfigKeys keys(std::move(object), file.string(), true);
   ModelConfig c;
-  c.family = keys.text("model_type", "");
+  c.family = keys.text("model_type", "null");
   c.vocab_size = keys.whole("vocab_size", 1, max_vocab);
   c.logit_soft_cap = 0;
   keys.must_be("is_encoder_decoder", false);

@@ -11,6 +11,13 @@
 
 namespace kvmesh {
 
+ModelConfig with_context(ModelConfig config, const MeshOptions& options) {
+  if (options.context == 0) return config;
+  check(options.context <= config.seqlen, "--context {}: the model can do {} tokens", options.context, config.seqlen);
+  config.seqlen = options.context;
+  return config;
+}
+
 DType dtype_of(const MeshOptions& options, const ModelConfig& config) {
   return options.dtype == "auto" ? config.dtype : options.dtype == "float32" ? DType::f32 : DType::bf16;
 }
@@ -25,11 +32,7 @@ Job::Job(const MeshOptions& options, const std::optional<ModelConfig>& shape, Pr
   if (options.device != "cpu") gpu_ = choose_gpu(group, options.share_gpus);
   device = make_device(options.device, {.threads = threads, .gpu = gpu_.index});
   pack_cache_ = options.pack_cache;
-  config = shape ? *shape : read_config(options.checkpoint / "config.json");
-  if (options.context > 0) {
-    check(options.context <= config.seqlen, "--context {}: the model can do {} tokens", options.context, config.seqlen);
-    config.seqlen = options.context;
-  }
+  config = with_context(shape ? *shape : read_config(options.checkpoint / "config.json"), options);
   dtype = dtype_of(options, config);
   quantize = quantize_of(options);
   if (!shape) tokenizer = load_tokenizer(options.checkpoint, config);

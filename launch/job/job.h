@@ -14,6 +14,8 @@
 namespace kvmesh {
 
 /// What --dtype and --quantize ask for.
+/// With --context as its seqlen.
+ModelConfig with_context(ModelConfig config, const MeshOptions& options);
 DType dtype_of(const MeshOptions& options, const ModelConfig& config);
 Quantize quantize_of(const MeshOptions& options);
 

@@ -160,9 +160,7 @@ Value apply_filter(Heap& heap, std::string_view name, const Value& in, Arguments
     const std::string old = heap.str(a.need("old")), now = heap.str(a.need("new"));
     const std::optional<Value> most = a.take("count");
     a.done();
-    std::string out = replace(heap.str(in), old, now, most && !most->is(Kind::none) ? whole(*most, "count") : -1);
-    heap.spend(out.size() / 16);
-    return heap.text(std::move(out));
+    return heap.replaced(heap.str(in), old, now, most && !most->is(Kind::none) ? whole(*most, "count") : -1);
   }
   if (name == "tojson") return tojson(heap, in, a);
   if (name == "indent") return indented(heap, in, a);

@@ -112,6 +112,7 @@ Value call_text(Heap& heap, std::string_view name, std::string_view text, Argume
   if (name == "split" || name == "rsplit") {
     const std::optional<std::string_view> separator = optional_text("sep");
     const std::int64_t most = whole(a.take("maxsplit").value_or(Value(std::int64_t{-1})), "maxsplit");
+    heap.spend(text.size() / 16 + (name == "rsplit" && separator ? (text.size() / 16 + 1) * (separator->size() / 16) : 0));
     return finish(text_list(heap, split(text, separator ? &*separator : nullptr, most, name == "rsplit")));
   }
   if (name == "splitlines") return finish(text_list(heap, split_lines(text)));
@@ -119,9 +120,10 @@ Value call_text(Heap& heap, std::string_view name, std::string_view text, Argume
     std::string out;
     bool first = true;
     for (const Value& v : heap.elements(a.need(""))) {
+      heap.room_for(out.size() + text.size() + plain(v).size());
+      heap.spend((text.size() + v.text->bytes.size()) / 64);
       if (!std::exchange(first, false)) out += text;
       out += plain(v);
-      heap.spend((text.size() + v.text->bytes.size()) / 64);
     }
     return finish(heap.text(std::move(out)));
   }
@@ -133,7 +135,8 @@ Value call_text(Heap& heap, std::string_view name, std::string_view text, Argume
   }
   const std::string& part = plain(argument);
   if (name == "find" || name == "rfind") {
-    const std::size_t at = name == "find" ? text.find(part) : text.rfind(part);
+    heap.spend(name == "find" ? (text.size() + part.size()) / 16 : (text.size() / 16 + 1) * (part.size() / 16 + 1));  // backwards there is no quick way
+    const std::size_t at = name == "find" ? find_text(text, part) : text.rfind(part);
     return finish(Value(at == text.npos ? std::int64_t{-1} : length(text.substr(0, at))));
   }
   if (name == "removeprefix") return finish(heap.text(text.starts_with(part) ? text.substr(part.size()) : text));
@@ -141,11 +144,10 @@ Value call_text(Heap& heap, std::string_view name, std::string_view text, Argume
   if (name == "replace") {
     const std::string& now = plain(a.need(""));
     const std::int64_t most = whole(a.take("count").value_or(Value(std::int64_t{-1})), "count");
-    return finish(heap.text(replace(text, part, now, most)));
+    return finish(heap.replaced(text, part, now, most));
   }
-  std::int64_t count = part.empty() ? length(text) + 1 : 0;  // name == "count"
-  for (std::size_t at = part.empty() ? text.npos : text.find(part); at != text.npos; at = text.find(part, at + part.size())) ++count;
-  return finish(Value(count));
+  heap.spend((text.size() + part.size()) / 16);
+  return finish(Value(count_text(text, part)));  // name == "count"
 }
 
 Value call_dict(Heap& heap, std::string_view name, const Value& self, Arguments& a) {

@@ -4,6 +4,7 @@
 #include "model/utf8.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace kvmesh::jinja {
 namespace {
@@ -115,7 +116,7 @@ std::vector<std::string_view> split(std::string_view text, const std::string_vie
   }
   if (separator->empty()) reject("empty separator");
   while (most < 0 || std::ssize(parts) < most) {
-    const std::size_t at = from_right ? text.rfind(*separator) : text.find(*separator);
+    const std::size_t at = from_right ? text.rfind(*separator) : find_text(text, *separator);
     if (at == text.npos) break;
     parts.push_back(from_right ? text.substr(at + separator->size()) : text.substr(0, at));
     text = from_right ? text.substr(0, at) : text.substr(at + separator->size());
@@ -142,10 +143,23 @@ std::vector<std::string_view> split_lines(std::string_view text) {
   return lines;
 }
 
+std::size_t find_text(std::string_view text, std::string_view part, std::size_t from) {
+  if (from > text.size()) return text.npos;
+  const void* found = ::memmem(text.data() + from, text.size() - from, part.data(), part.size());  // the two-way algorithm
+  return found ? static_cast<std::size_t>(static_cast<const char*>(found) - text.data()) : text.npos;
+}
+
+std::int64_t count_text(std::string_view text, std::string_view part) {
+  if (part.empty()) return length(text) + 1;
+  std::int64_t count = 0;
+  for (std::size_t at = find_text(text, part); at != text.npos; at = find_text(text, part, at + part.size())) ++count;
+  return count;
+}
+
 std::string replace(std::string_view text, std::string_view old, std::string_view now, std::int64_t most) {
   std::string out;
   while (most != 0) {
-    const std::size_t at = text.find(old);
+    const std::size_t at = find_text(text, old);
     if (at == text.npos) break;
     const std::size_t kept = old.empty() && !text.empty() ? character_at(text, 0).length : at;  // nothing is found before each character
     if (old.empty()) out.append(now).append(text.substr(0, text.empty() ? 0 : kept));

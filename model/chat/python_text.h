@@ -34,6 +34,11 @@ std::string_view strip(std::string_view text, const std::string_view* chars, boo
 std::vector<std::string_view> split(std::string_view text, const std::string_view* separator, std::int64_t most, bool from_right);
 std::vector<std::string_view> split_lines(std::string_view text);
 
+/// Where `part` begins in `text` from `from` on, or npos; takes time in proportion to both, whatever they are.
+std::size_t find_text(std::string_view text, std::string_view part, std::size_t from = 0);
+/// How often it is there, none overlapping; of an empty one as many as there are characters, and one more.
+std::int64_t count_text(std::string_view text, std::string_view part);
+
 /// At most `most` times (-1: always).
 std::string replace(std::string_view text, std::string_view old, std::string_view now, std::int64_t most);
 

@@ -187,13 +187,22 @@ bool Heap::less(const Value& a, const Value& b, int depth) {
 }
 
 bool Heap::contains(const Value& container, const Value& item) {
-  if (container.is(Kind::text)) return spend(container.text->bytes.size() / 16), container.text->bytes.find(plain(item)) != std::string::npos;
+  if (container.is(Kind::text)) return spend((container.text->bytes.size() + plain(item).size()) / 16), find_text(container.text->bytes, plain(item)) != std::string::npos;
   if (container.is(Kind::dict)) return find(*container.dict, item) != nullptr;
   const auto next = iterate(container);
   while (const std::optional<Value> v = next()) {
     if (equal(*v, item)) return true;
   }
   return false;
+}
+
+Value Heap::replaced(std::string_view text, std::string_view old, std::string_view now, std::int64_t most) {
+  spend((text.size() + old.size()) / 16);
+  const std::int64_t found = count_text(text, old), times = most < 0 ? found : std::min(found, most);
+  const std::size_t size = text.size() + static_cast<std::size_t>(times) * now.size();  // at most
+  room_for(size);
+  spend(size / 16 + static_cast<std::size_t>(times));
+  return this->text(replace(text, old, now, most));
 }
 
 bool Heap::truth(const Value& v) {

@@ -132,6 +132,11 @@ class Heap {
     steps_ -= steps;
   }
 
+  /// Rejects what will need more memory than is left, before it is made.
+  void room_for(std::size_t bytes) const {
+    if (bytes > bytes_) reject("the template takes more than {} bytes of memory", most_bytes);
+  }
+
   template <typename T>
   T* make(T object, std::size_t bytes = 0) {
     spend(2 + bytes / 64);
@@ -163,6 +168,8 @@ class Heap {
   /// a < b, where Python has an order.
   bool less(const Value& a, const Value& b, int depth = 0);
   bool contains(const Value& container, const Value& item);
+  /// Python's text.replace(old, now, most), most < 0: every one.
+  Value replaced(std::string_view text, std::string_view old, std::string_view now, std::int64_t most);
   bool truth(const Value& v);
   /// Elements as Python's iter() gives them; rejects what is none. An iterator goes on where it is.
   Next iterate(const Value& v);
