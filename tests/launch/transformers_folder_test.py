@@ -44,8 +44,25 @@ class TransformersFolder(CommandLineTest):
     def test_inspect(self):
         done = self.run_command("inspect", "--checkpoint", WHOLE, "--batch-size", 7)
         self.assertEqual(done.returncode, 0, done.stderr)
-        for words in ("family: llama", "model.layers.1.mlp.down_proj.weight", "7 rows in flight", "tokenizer: 320 ids"):
+        for words in ("family: llama", "model.layers.1.mlp.down_proj.weight", "7 rows in flight", "tokenizer: 320 ids", "KV cache: 32768 bytes a row of 256 tokens"):
             self.assertIn(words, done.stdout.decode())
+        smaller = self.run_command("inspect", "--checkpoint", WHOLE, "--context", 16, "--dtype", "float32")
+        self.assertIn("KV cache: 4096 bytes a row of 16 tokens", smaller.stdout.decode())
+
+    def test_a_head_that_is_not_what_it_is_tied_to(self):
+        folder = self.folder / "tied"
+        shutil.copytree(WHOLE, folder)
+        config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": True}
+        (folder / "config.json").write_text(json.dumps(config))
+        self.assert_one_line_error(self.run_command("inspect", "--checkpoint", folder), 1, "lm_head.weight", "model.embed_tokens.weight", "tie_word_embeddings")
+        # A copy of the embedding is what some files have.
+        file = bytearray((folder / "model.safetensors").read_bytes())
+        start = 8 + int.from_bytes(file[:8], "little")
+        header = json.loads(file[8:start])
+        (a, b), (c, d) = (header[name]["data_offsets"] for name in ("model.embed_tokens.weight", "lm_head.weight"))
+        file[start + c : start + d] = file[start + a : start + b]
+        (folder / "model.safetensors").write_bytes(file)
+        self.assertEqual(self.run_command("inspect", "--checkpoint", folder).returncode, 0)
 
     def broken(self, *words, **files):
         """One clear error about a copy of the folder with some files changed: file -> text, or a function of its JSON."""

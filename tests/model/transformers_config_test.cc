@@ -80,6 +80,49 @@ TEST(TransformersConfig, older_and_newer_files_say_the_same) {
   EXPECT_EQ(newer.rope_scaling.original_positions, 16);
 }
 
+// As transformers' configuration classes of 5.24 have it.
+TEST(TransformersConfig, absent_keys_have_the_classes_defaults_and_null_means_none) {
+  const auto windows = [](const ModelConfig& c) {
+    std::vector<std::int64_t> all;
+    for (const auto& layer : c.layers()) all.push_back(layer.window);
+    return all;
+  };
+  using Windows = std::vector<std::int64_t>;
+  const auto without = [](const char* family, const char* key) {  // a null in a patch removes the key
+    const test::Scratch scratch;
+    json config = config_of(family);
+    config.erase(key);
+    return read_config(scratch.write("config.json", config.dump()));
+  };
+  const auto with_null = [](const char* family, const char* key) {
+    const test::Scratch scratch;
+    json config = config_of(family);
+    config[key] = nullptr;
+    return read_config(scratch.write("config.json", config.dump()));
+  };
+  EXPECT_EQ(without("nanochat", "final_logit_softcapping").logit_soft_cap, 15);
+  EXPECT_EQ(with_null("nanochat", "final_logit_softcapping").logit_soft_cap, 0);
+  EXPECT_EQ(windows(without("mistral", "sliding_window"))[0], 4095);
+  EXPECT_EQ(windows(with_null("mistral", "sliding_window"))[0], -1);
+  EXPECT_EQ(windows(without("qwen2-window", "sliding_window")), (Windows{-1, 4095, 4095}));
+  EXPECT_PRED_FORMAT2(IsSubstring, "no \"sliding_window\" is in use", error_of([&] { with_null("qwen2-window", "sliding_window"); }));
+  const ModelConfig many = changed("qwen2-window", R"({"num_hidden_layers": 30, "layer_types": null, "max_window_layers": null})");
+  EXPECT_EQ(windows(many)[27], -1);
+  EXPECT_EQ(windows(many)[28], 6);
+  EXPECT_EQ(with_null("mistral", "num_key_value_heads").kv_heads, 4);
+  EXPECT_EQ(without("llama31", "num_key_value_heads").kv_heads, 4);
+  EXPECT_EQ(without("smollm3", "num_key_value_heads").kv_heads, 4);
+  EXPECT_PRED_FORMAT2(IsSubstring, "8 key heads", error_of([&] { without("mistral", "num_key_value_heads"); }));
+  EXPECT_PRED_FORMAT2(IsSubstring, "32 key heads", error_of([&] { without("qwen2", "num_key_value_heads"); }));
+  EXPECT_TRUE(without("smollm3", "tie_word_embeddings").tied_embeddings);
+  EXPECT_TRUE(without("gpt2", "tie_word_embeddings").tied_embeddings);
+  EXPECT_FALSE(without("qwen3", "tie_word_embeddings").tied_embeddings);
+  EXPECT_EQ(without("llama31", "rms_norm_eps").norm_eps, 1e-6);
+  EXPECT_EQ(without("smollm3", "rope_theta").rope_theta, 2e6);
+  EXPECT_EQ(without("llama31", "rope_theta").rope_theta, 1e4);
+  EXPECT_PRED_FORMAT2(IsSubstring, "\"rms_norm_eps\"", error_of([&] { changed("llama31", R"({"rms_norm_eps": 1e-60})"); }));
+}
+
 TEST(TransformersConfig, dtypes) {
   EXPECT_EQ(changed("llama31", R"({"torch_dtype": "bfloat16"})").dtype, DType::bf16);
   EXPECT_EQ(changed("llama31", R"({"torch_dtype": "float16"})").dtype, DType::f32);
