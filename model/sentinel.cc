@@ -14,15 +14,19 @@ constexpr std::int64_t buffer_bytes = 1 << 18;  // of one copy from the device
 
 WeightWatch::WeightWatch(const Gpt& gpt) : device_(gpt.device()), buffer_(host_tensor(DType::u8, {buffer_bytes})) {
   const auto add = [&](const Tensor& t) {
+    if (!t.defined()) return;
     tensors_.emplace_back(nullptr, t.raw(), DType::u8, Shape{static_cast<std::int64_t>(t.bytes())});
     bytes_ += tensors_.back().numel();
   };
   const GptWeights& w = gpt.weights();
-  add(w.embed);
+  const auto add_norm = [&](const GptWeights::NormWeights& norm) { add(norm.weight), add(norm.bias); };
+  add(w.embed), add(w.positions);
   for (const GptWeights::Block& block : w.blocks) {
-    for (const Weight* weight : {&block.qkv, &block.wo, &block.fc1, &block.fc2}) add(weight->data);
+    for (const Weight* weight : {&block.qkv, &block.wo, &block.fc1, &block.fc2}) add(weight->data), add(weight->bias);
+    add_norm(block.attn_norm), add_norm(block.mlp_norm);
+    add(block.q_norm), add(block.k_norm);
   }
-  add(w.lm_head.data);
+  add_norm(w.norm), add(w.lm_head.data);
 }
 
 std::uint64_t WeightWatch::next() {

@@ -62,6 +62,10 @@ TEST(Template, BoundsWorkMemoryAndDepth) {
     return out;
   };
   const std::pair<std::string, const char*> hostile[] = {
+      {R"({% set x = "a" * 1000000 %}{{ x.replace("a", "b" * 1000)|length }})", "bytes of memory"},
+      {R"({% set x = "a" * 1000000 %}{{ x|replace("a", "b" * 1000)|length }})", "bytes of memory"},
+      {R"({% set x = "a" * 2000000 %}{{ x.rfind("b" + "a" * 1000000) }})", "steps"},
+      {R"({% set x = "a" * 2000000 %}{% set y = "a" * 1000000 + "b" %}{% for i in range(100000) %}{{ y in x }}{{ x.find(y) }}{{ x.count(y) }}{% endfor %})", "steps"},
       {"{% set r = range(100000) %}{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}", "steps"},
       {"{% set ns = namespace(s='xxxxxxxxxxxxxxxx') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}", "steps"},
       {"{% set ns = namespace(s='xxxxxxxxxxxxxxxx') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}", "steps"},
