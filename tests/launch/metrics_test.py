@@ -28,7 +28,7 @@ class Metrics(CommandLineTest):
 
     def check_metrics(self, ranks):
         file = self.path("metrics.jsonl")
-        done = self.job("--metrics", file, "--metrics-interval", 0.05, ranks=ranks)
+        done = self.job("--metrics", file, "--metrics-interval", 0.002, ranks=ranks)
         self.assertEqual(done.returncode, 2, done.stderr.decode())
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         self.assertGreater(len(lines), 2)
