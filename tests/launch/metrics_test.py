@@ -16,7 +16,7 @@ class Metrics(CommandLineTest):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        config = config_of(128, 3, seqlen=128)
+        config = config_of(128, 9, seqlen=128)  # slow enough that there is something to watch
         cls.slow = write_checkpoint(cls.folder / "slow", random_weights(config), config)
 
     def prompts(self):
