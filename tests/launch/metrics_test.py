@@ -28,7 +28,7 @@ class Metrics(CommandLineTest):
 
     def check_metrics(self, ranks):
         file = self.path("metrics.jsonl")
-        done = self.job("--metrics", file, "--metrics-interval", 0.002, ranks=ranks)
+        done = self.job("--metrics", file, "--metrics-interval", 0.02, ranks=ranks)
         self.assertEqual(done.returncode, 2, done.stderr.decode())
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         self.assertGreater(len(lines), 2)
@@ -47,9 +47,9 @@ class Metrics(CommandLineTest):
             for rank in line["ranks"]:
                 self.assertAlmostEqual(rank["compute_s"], rank["prefill_s"] + rank["decode_s"])
                 told = sum(rank[f"{part}_s"] for part in PARTS)
-                self.assertGreater(rank["decode_s"], 0)
                 self.assertLessEqual(told, 1.01 * rank["wall_s"] + 0.01)
         for rank in last["ranks"]:
+            self.assertGreater(rank["decode_s"], 0)
             self.assertGreaterEqual(sum(rank[f"{part}_s"] for part in PARTS), 0.95 * rank["wall_s"])
         table = re.findall(r"kvmesh: +(\d+) +[\d.]+ s((?: +[\d.]+ %){8}) +([\d.]+) %  \S+", done.stderr.decode())
         self.assertEqual([int(rank) for rank, _, _ in table], list(range(ranks)))
