@@ -47,7 +47,7 @@ class Metrics(CommandLineTest):
             for rank in line["ranks"]:
                 self.assertAlmostEqual(rank["compute_s"], rank["prefill_s"] + rank["decode_s"])
                 told = sum(rank[f"{part}_s"] for part in PARTS)
-                self.assertLessEqual(told, 1.01 * rank["wall_s"] + 0.01)
+                self.assertLessEqual(told, 1.01 * rank["wall_s"] + 0.05)
         for rank in last["ranks"]:
             self.assertGreater(rank["decode_s"], 0)
             self.assertGreaterEqual(sum(rank[f"{part}_s"] for part in PARTS), 0.95 * rank["wall_s"])
