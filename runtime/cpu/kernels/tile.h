@@ -115,12 +115,22 @@ struct Prefetch {
 template <typename Kind, int rows, int vectors, typename Stored>
 KVMESH_INLINE void multiply(const typename Kind::Left* x, std::int64_t stride, const Stored* b, std::int64_t row, std::int64_t steps,
                             Prefetch prefetch, Floats (&acc)[rows][vectors]) {
+  Floats sums[rows][vectors];  // nothing else sees them, so that the compiler has no reason to keep them anywhere but in registers
+  const auto copy = [](const Floats (&from)[rows][vectors], Floats (&to)[rows][vectors]) {
+#pragma GCC unroll 6
+    for (int m = 0; m < rows; ++m) {
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) to[m][v] = from[m][v];
+    }
+  };
+  copy(acc, sums);
   std::int64_t s = 0;
   for (; s < steps && prefetch.next < prefetch.end; ++s, x += Kind::left_per_step, b += row) {
     prefetch.step();
-    Kind::template step<rows, vectors>(x, stride, b, acc);
+    Kind::template step<rows, vectors>(x, stride, b, sums);
   }
-  for (; s < steps; ++s, x += Kind::left_per_step, b += row) Kind::template step<rows, vectors>(x, stride, b, acc);
+  for (; s < steps; ++s, x += Kind::left_per_step, b += row) Kind::template step<rows, vectors>(x, stride, b, sums);
+  copy(sums, acc);
 }
 
 /// The same with panels `apart` elements from each other, both at once: sums of one or two rows alone would wait for themselves. Asks for what comes
