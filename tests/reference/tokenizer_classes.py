@@ -13,7 +13,7 @@ import unicodedata
 
 import tokenizers
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
-from unicode_classes import CODE_POINTS, ranges
+from unicode_classes import CODE_POINTS, table_lines
 
 ALL = "".join(map(chr, CODE_POINTS))
 
@@ -77,14 +77,7 @@ def main(path):
         ("more_word", "What single_word takes for a part of a word (\\w) and is no letter.", words - letter),
         ("nfc_active", "What decomposes, combines or composes in NFC.", active),
     ):
-        lines += ["", f"// {what}", f"constexpr Range {name}_ranges[] = {{"]
-        line = "   "
-        for text in ranges(sorted(codes)):
-            if len(line) + 1 + len(text) > 148:
-                lines.append(line)
-                line = "   "
-            line += " " + text
-        lines += [line, "};"]
+        lines += ["", f"// {what}", *table_lines(name, sorted(codes))]
     with open(path, "w") as f:
         f.write("\n".join(lines) + "\n")
 

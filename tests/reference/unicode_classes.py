@@ -54,17 +54,21 @@ def ranges(codes):
     return [f"{{{first:#x}, {last:#x}}}," for first, last in out]
 
 
+def table_lines(name, codes):
+    """Lines of a table of ranges in C++."""
+    lines, line = [f"constexpr Range {name}_ranges[] = {{"], "   "
+    for text in ranges(codes):
+        if len(line) + 1 + len(text) > 148:
+            lines.append(line)
+            line = "   "
+        line += " " + text
+    return lines + [line, "};"]
+
+
 def main(path):
     lines = [f"// Made by tests/reference/unicode_classes.py from the behaviour of tiktoken {tiktoken.__version__}; not to be edited by hand."]
     for name, codes in classes().items():
-        lines += ["", f"constexpr Range {name}_ranges[] = {{"]
-        line = "   "
-        for text in ranges(codes):
-            if len(line) + 1 + len(text) > 148:
-                lines.append(line)
-                line = "   "
-            line += " " + text
-        lines += [line, "};"]
+        lines += ["", *table_lines(name, codes)]
     with open(path, "w") as f:
         f.write("\n".join(lines) + "\n")
 
