@@ -102,6 +102,9 @@ int bench_command(std::span<const std::string> args, ProcessGroup& group) {
   Communicator& ranks = group.world();
   Job job(o.mesh, o.shape, group);
   check(o.prompt_len + o.new_tokens <= job.config.seqlen, "--prompt-len {} and --new-tokens {} do not fit a context of {}", o.prompt_len, o.new_tokens, job.config.seqlen);
+  on_first_rank(ranks, [&] {  // known before anything runs
+    if (!o.json.empty() && !std::ofstream(o.json, std::ios::app)) fail(Fault::usage, "--json {}: cannot be written", o.json.string());
+  });
   ranks.barrier();
   const auto loading = Clock::now();
   const Gpt& gpt = o.shape ? job.randomize(group) : job.load(o.mesh.checkpoint, group);

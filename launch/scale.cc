@@ -66,17 +66,17 @@ ScaleRun run_once(const Gpt& gpt, Communicator& ranks, const ScaleOptions& o, Sc
   return run;
 }
 
-/// Seconds of a meeting as a round has it, but for what it carries: an all_gather of 1 KiB a rank.
-double meeting_of(Communicator& ranks) {
-  const Tensor own = host_tensor(DType::u8, {1024}), all = host_tensor(DType::u8, {ranks.size(), 1024});
+/// As a round has it: an all_gather of `bytes` a rank.
+Meeting meeting_of(Communicator& ranks, std::int64_t bytes) {
+  const Tensor own = host_tensor(DType::u8, {bytes}), all = host_tensor(DType::u8, {ranks.size(), bytes});
   std::fill_n(static_cast<std::uint8_t*>(own.raw()), own.bytes(), std::uint8_t{0});
   std::vector<double> seconds;
-  for (int i = -20; i < 300; ++i) {
+  for (int i = -20; i < (bytes > 65536 ? 60 : 300); ++i) {
     const auto from = Clock::now();
     ranks.all_gather(own, all);
     if (i >= 0) seconds.push_back(seconds_between(from, Clock::now()));
   }
-  return median_of(seconds);
+  return {ranks.size(), static_cast<double>(bytes), median_of(seconds)};
 }
 
 /// The most ranks that a host has among the first n. Collective.
@@ -130,7 +130,7 @@ int scale_command(std::span<const std::string> args, ProcessGroup& group) {
       run.rows = kind == ScaleRun::strong ? o.mesh.batch_size : o.rows_per_rank * n;
       plan.push_back(run);
     }
-    if (n > 1 && group.rank() < n) results.meetings.emplace_back(n, meeting_of(*communicators.back()));
+    for (std::int64_t bytes = 1 << 10; n > 1 && group.rank() < n && bytes <= 512 << 10; bytes *= 8) results.meetings.push_back(meeting_of(*communicators.back(), bytes));
     world.barrier();
   }
   for (std::int64_t rows = 1; rows <= std::max(o.mesh.batch_size, std::int64_t{4}); rows *= 2) {

@@ -60,13 +60,38 @@ Line fit_line(std::span<const double> x, std::span<const double> y) {
   return {my - slope * mx, slope};
 }
 
+Plane fit_plane(std::span<const double> a, std::span<const double> b, std::span<const double> y) {
+  double aa = 0, ab = 0, bb = 0, a1 = 0, b1 = 0;  // of a / y and b / y, which are to add up to 1
+  for (std::size_t i = 0; i < y.size(); ++i) {
+    const double u = a[i] / y[i], v = b[i] / y[i];
+    aa += u * u, ab += u * v, bb += v * v, a1 += u, b1 += v;
+  }
+  const double determinant = aa * bb - ab * ab, only_a = aa > 0 ? a1 / aa : 0, only_b = bb > 0 ? b1 / bb : 0;
+  if (determinant <= 1e-12 * aa * bb) return aa > 0 ? Plane{only_a, 0} : Plane{0, only_b};
+  const Plane plane{(a1 * bb - b1 * ab) / determinant, (b1 * aa - a1 * ab) / determinant};
+  if (plane.b_slope < 0) return {only_a, 0};
+  return plane.a_slope < 0 ? Plane{0, only_b} : plane;
+}
+
+Interval middle_95(std::vector<double> values) {
+  if (values.empty()) return {};
+  std::sort(values.begin(), values.end());
+  const auto at = [&](double p) {  // linear between order statistics
+    const double x = p * static_cast<double>(values.size() - 1);
+    const auto i = static_cast<std::size_t>(x);
+    return i + 1 < values.size() ? std::lerp(values[i], values[i + 1], x - static_cast<double>(i)) : values[i];
+  };
+  return {at(0.025), at(0.975)};
+}
+
 double expected_largest(int n) { return n <= 1 ? 0 : normal_quantile((n - 0.375) / (n + 0.25)); }
 
 CostModel::Parts CostModel::predict(int ranks, int on_host, double rows, double steps) const {
   Parts parts;
   const double rounds = steps / round;
   parts.compute = (prefill.at(rows) + steps * step.at(rows)) * (1 + contention * (on_host - 1));
-  parts.collectives = ranks > 1 ? rounds * latency * std::ceil(std::log2(ranks)) : 0;
+  const double others_bytes = (ranks - 1) * (bytes_per_rank + rows * round * bytes_per_row);
+  parts.collectives = rounds * (latency * std::ceil(std::log2(ranks)) + others_bytes * seconds_per_byte);
   parts.idle = rounds * jitter * std::sqrt(round) * expected_largest(ranks);
   return parts;
 }

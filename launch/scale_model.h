@@ -22,16 +22,32 @@ struct Line {
 };
 Line fit_line(std::span<const double> x, std::span<const double> y);
 
+/// Least squares of relative errors: y ≈ a_slope · a + b_slope · b, with slopes that are not negative; y > 0.
+struct Plane {
+  double a_slope = 0, b_slope = 0;
+};
+Plane fit_plane(std::span<const double> a, std::span<const double> b, std::span<const double> y);
+
+/// The 2.5 % and 97.5 % quantiles of `values`.
+struct Interval {
+  double low = 0, high = 0;
+};
+Interval middle_95(std::vector<double> values);
+
 /// The expected largest of n independent draws of a normal distribution, in standard deviations above its mean (Blom's approximation of order statistics).
 double expected_largest(int n);
 
 /// What a run costs: prompts and steps by rows on a rank, slower by `contention` for each other busy rank of a host; and a meeting of all ranks every `round` steps, of
-/// latency · ⌈log₂ n⌉ and the wait for the slowest of n ranks, whose steps differ independently by `jitter` (standard deviation).
+/// latency · ⌈log₂ n⌉, what the others have to say of their rows, (n - 1) · bytes · seconds_per_byte, and the wait for the slowest of n ranks, whose steps differ independently by
+/// `jitter` (standard deviation).
 struct CostModel {
   Line prefill;           ///< of all of a rank's prompts, over its rows
   Line step;              ///< a decode step with its sampling, over its rows
   double contention = 0;
-  double latency = 0;     ///< a meeting of two ranks
+  double latency = 0;     ///< a meeting of two ranks that have nothing to say
+  double seconds_per_byte = 0;
+  double bytes_per_row = 8;   ///< and step: token and finish
+  double bytes_per_rank = 64; ///< and meeting
   double jitter = 0;
   double round = 4;       ///< GenerateOptions::sync_every
 

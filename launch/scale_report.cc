@@ -9,8 +9,6 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
-#include <limits>
-#include <map>
 
 namespace kvmesh {
 namespace {
@@ -18,18 +16,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kind_names[] = {"strong", "weak", "sweep"};
-
-struct Point {
-  ScaleRun::Kind kind = ScaleRun::strong;
-  int ranks = 1, on_host = 1;
-  std::int64_t rows = 0;
-  Estimate seconds, tokens_per_s, speedup, efficiency;
-  double prefill = 0, step = 0;  // means of seconds: all prompts, a step with its sampling
-  double steps = 0, jitter = 0;
-  std::vector<std::pair<const char*, double>> split;  // of a rank's time
-  CostModel::Parts predicted;
-  bool held_out = false;
-};
 
 void write_file(const fs::path& file, const std::string& text) {
   std::ofstream out(file);
@@ -43,87 +29,9 @@ std::string with_interval(const Estimate& e, int digits) {
 
 Json json_of(const Estimate& e) { return {{"mean", e.mean}, {"half_width_95", std::isfinite(e.half_width) ? Json(e.half_width) : Json()}}; }
 
-std::vector<Point> points_of(const ScaleResults& results) {
-  std::map<std::tuple<ScaleRun::Kind, int, std::int64_t>, std::vector<const ScaleRun*>> groups;
-  for (const ScaleRun& run : results.runs) groups[{run.kind, run.ranks, run.rows}].push_back(&run);
-  std::vector<Point> points;
-  for (const auto& [key, runs] : groups) {
-    Point p;
-    p.kind = std::get<0>(key);
-    p.ranks = runs[0]->ranks;
-    p.on_host = runs[0]->on_host;
-    p.rows = runs[0]->rows;
-    std::vector<double> seconds, rates;
-    TimeSplit sum;
-    for (const ScaleRun* run : runs) {
-      seconds.push_back(run->seconds);
-      rates.push_back(run->tokens / run->seconds);
-      const auto n = static_cast<double>(runs.size());
-      p.prefill += run->mean.prefill / n;
-      p.step += (run->mean.decode + run->mean.sampling + run->mean.host) / run->steps / n;
-      p.jitter += run->jitter / n;
-      for (double TimeSplit::* part : {&TimeSplit::prefill, &TimeSplit::decode, &TimeSplit::sampling, &TimeSplit::collectives, &TimeSplit::idle, &TimeSplit::rows, &TimeSplit::host}) sum.*part += run->mean.*part;
-    }
-    p.steps = runs[0]->steps;
-    p.seconds = estimate(seconds);
-    p.tokens_per_s = estimate(rates);
-    const double all = sum.prefill + sum.decode + sum.sampling + sum.collectives + sum.idle + sum.rows + sum.host;
-    p.split = {{"compute", (sum.prefill + sum.decode) / all}, {"sampling", sum.sampling / all}, {"collectives", sum.collectives / all}, {"idle", sum.idle / all}, {"host", (sum.rows + sum.host) / all}};
-    points.push_back(std::move(p));
-  }
-  for (Point& p : points) {
-    for (const Point& one : points) {
-      if (one.kind != p.kind || one.ranks != 1 || p.kind == ScaleRun::sweep) continue;
-      p.speedup = &one == &p ? Estimate{1, 0} : ratio(p.tokens_per_s, one.tokens_per_s);
-      p.efficiency = {p.speedup.mean / p.ranks, p.speedup.half_width / p.ranks};
-    }
-  }
-  return points;
-}
-
-/// Fits on one rank's sweep without its middle number of rows, on the meetings, and, for ranks that share a host, on weak runs: without the most ranks, if there are others.
-CostModel fit(std::vector<Point>& points, const ScaleResults& results) {
-  CostModel model;
-  std::vector<std::int64_t> swept;
-  int most = 1;
-  for (const Point& p : points) {
-    if (p.kind == ScaleRun::sweep) swept.push_back(p.rows);
-    most = std::max(most, p.ranks);
-  }
-  const bool between = std::any_of(points.begin(), points.end(), [&](const Point& p) { return p.on_host > 1 && p.ranks < most; });
-  const auto tells_contention = [&](const Point& p) { return p.kind == ScaleRun::weak && p.on_host > 1 && (p.ranks < most || !between); };
-  const std::int64_t held_rows = swept.size() > 2 ? swept[swept.size() / 2] : 0;
-  std::vector<double> rows, prefill, step, jitter;
-  for (Point& p : points) {
-    p.held_out = p.kind == ScaleRun::sweep ? p.rows == held_rows : !tells_contention(p);
-    if (p.kind != ScaleRun::sweep || p.held_out) continue;
-    rows.push_back(static_cast<double>(p.rows));
-    prefill.push_back(p.prefill);
-    step.push_back(p.step);
-    jitter.push_back(p.jitter);
-  }
-  model.prefill = fit_line(rows, prefill);
-  model.step = fit_line(rows, step);
-  std::sort(jitter.begin(), jitter.end());
-  model.jitter = jitter.empty() ? 0 : jitter[jitter.size() / 2];
-  double latency = 0;
-  for (const auto& [n, seconds] : results.meetings) latency += seconds / std::ceil(std::log2(n)) / static_cast<double>(results.meetings.size());
-  model.latency = latency;
-  double slower = 0, count = 0;
-  for (const Point& p : points) {
-    if (!tells_contention(p)) continue;
-    const CostModel::Parts alone = model.predict(p.ranks, 1, static_cast<double>(p.rows) / p.ranks, p.steps);
-    slower += ((p.seconds.mean - alone.collectives - alone.idle) / alone.compute - 1) / (p.on_host - 1);
-    ++count;
-  }
-  if (count > 0) model.contention = std::max(0.0, slower / count);
-  for (Point& p : points) p.predicted = model.predict(p.ranks, p.on_host, std::ceil(static_cast<double>(p.rows) / p.ranks), p.steps);
-  return model;
-}
-
-std::string table_of(const std::vector<Point>& points, ScaleRun::Kind kind) {
+std::string table_of(const std::vector<ScalePoint>& points, ScaleRun::Kind kind) {
   std::string text = "| ranks | rows in all | seconds | new tokens/s | speed-up | efficiency | compute | sampling | collectives | idle | host |\n|---|---|---|---|---|---|---|---|---|---|---|\n";
-  for (const Point& p : points) {
+  for (const ScalePoint& p : points) {
     if (p.kind != kind) continue;
     text += fmt::format("| {} | {} | {} | {} | {} | {} |", p.ranks, p.rows, with_interval(p.seconds, 3), with_interval(p.tokens_per_s, 0), with_interval(p.speedup, 2), with_interval(p.efficiency, 2));
     for (const auto& [name, share] : p.split) text += fmt::format(" {:.1f} % |", 100 * share);
@@ -180,11 +88,11 @@ plot "predicted.dat" using 1:2:3 with yerrorbars ls 1 title "all runs", "predict
 )gp";
 }
 
-void write_data(const std::vector<Point>& points, const CostModel& model, const fs::path& folder) {
+void write_data(const std::vector<ScalePoint>& points, const CostModel& model, const fs::path& folder) {
   const auto finite = [](double x) { return std::isfinite(x) ? x : 0; };
   std::string of_kind[2], sweep = "# rows, step ms measured, fitted\n", predicted = "# predicted, measured, ±, held out\n";
   for (std::string& text : of_kind) text = "# ranks, rows, seconds, ±, tokens/s, ±, speed-up, ±, efficiency, ±, compute, sampling, collectives, idle, host\n";
-  for (const Point& p : points) {
+  for (const ScalePoint& p : points) {
     predicted += fmt::format("{} {} {} {}\n", p.predicted.seconds(), p.seconds.mean, finite(p.seconds.half_width), p.held_out ? 1 : 0);
     if (p.kind == ScaleRun::sweep) {
       sweep += fmt::format("{} {} {}\n", p.rows, 1e3 * p.step, 1e3 * model.step.at(static_cast<double>(p.rows)));
@@ -206,8 +114,8 @@ void write_data(const std::vector<Point>& points, const CostModel& model, const 
 }  // namespace
 
 std::string write_scale_report(const ScaleResults& results, const fs::path& folder) {
-  std::vector<Point> points = points_of(results);
-  const CostModel model = fit(points, results);
+  std::vector<ScalePoint> points = points_of(results.runs);
+  const CostModel model = fit(points, results.meetings);
   const Json& about = results.about;
 
   std::string text = fmt::format("# How this scales\n\nkvmesh {}, {}, {} host{}; prompts of {} tokens, {} new tokens a row, {} repeats in shuffled order after a warm-up.\n"
@@ -215,44 +123,37 @@ std::string write_scale_report(const ScaleResults& results, const fs::path& fold
                                  about["kvmesh"].get<std::string>(), about["device"].get<std::string>(), results.hosts, results.hosts == 1 ? "" : "s", about["prompt_len"].dump(), about["new_tokens"].dump(), about["repeat"].dump());
   text += "Model: `" + about["model"].dump() + "`\n\n## Strong: the same rows on more ranks\n\n" + table_of(points, ScaleRun::strong) + "![tokens a second](speed.svg) ![efficiency](efficiency.svg) ![time](split.svg)\n\n";
   text += "## Weak: as many rows on every rank\n\n" + table_of(points, ScaleRun::weak) + "## Cost model\n\n";
-  text += fmt::format("A run of b rows on the busiest rank takes (prefill(b) + steps · step(b)) · (1 + c · (ranks of its host − 1)) + rounds · (L · ⌈log₂ n⌉ + √4 · jitter · E[largest of n]), a round being 4 steps:\n\n"
+  text += fmt::format("A run of b rows on the busiest rank takes (prefill(b) + steps · step(b)) · (1 + c · (ranks of its host − 1)) + rounds · (L · ⌈log₂ n⌉ + (n − 1) · ({:.0f} + {:.0f} · b) bytes / B + √4 · jitter · E[largest of n]), a round being 4 steps:\n\n"
                       "* prefill(b) = {:.3f} ms + {:.3f} ms · b, step(b) = {:.3f} ms + {:.4f} ms · b: least squares on one rank alone\n* contention c = {:.3f} a rank that shares the host: weak runs that are not marked as held out\n"
-                      "* L = {:.1f} µs: all_gather of 1 KiB a rank, median, over ⌈log₂ n⌉\n* jitter = {:.3f} ms: standard deviation of one rank's steps\n\n![latency](latency.svg) ![predicted](predicted.svg)\n\n",
-                      1e3 * model.prefill.at_zero, 1e3 * model.prefill.slope, 1e3 * model.step.at_zero, 1e3 * model.step.slope, model.contention, 1e6 * model.latency, 1e3 * model.jitter);
+                      "* L = {:.1f} µs, B = {}: medians of all_gather with 1 to 512 KiB a rank, least squares of relative errors\n* jitter = {:.3f} ms: standard deviation of one rank's steps\n\n![latency](latency.svg) ![predicted](predicted.svg)\n\n",
+                      model.bytes_per_rank, model.round * model.bytes_per_row, 1e3 * model.prefill.at_zero, 1e3 * model.prefill.slope, 1e3 * model.step.at_zero, 1e3 * model.step.slope, model.contention, 1e6 * model.latency,
+                      model.seconds_per_byte > 0 ? fmt::format("{:.2f} GB/s", 1e-9 / model.seconds_per_byte) : "too much to be seen", 1e3 * model.jitter);
   text += "| run | ranks | rows | predicted | measured | measured / predicted | |\n|---|---|---|---|---|---|---|\n";
-  for (const Point& p : points) {
+  for (const ScalePoint& p : points) {
     text += fmt::format("| {} | {} | {} | {:.3f} s | {} s | {:.2f} | {} |\n", kind_names[p.kind], p.ranks, p.rows, p.predicted.seconds(), with_interval(p.seconds, 3), p.seconds.mean / p.predicted.seconds(),
                         p.held_out ? "held out of the fit" : "");
   }
   int on_host = 1;
-  std::int64_t per_rank = 1;
-  const Point* last = nullptr;
-  for (const Point& p : points) {
-    on_host = std::max(on_host, p.on_host);
-    if (p.kind == ScaleRun::weak) per_rank = p.rows / p.ranks, last = &p;
-  }
-  constexpr int largest = 4096;
-  const std::int64_t strong_rows = per_rank * largest;
-  text += fmt::format("\n## Extrapolated\n\nAssumed: hosts as these, with {} rank{} each; rows of one length; a network on which a meeting of two ranks takes as long as here and one of n ranks ⌈log₂ n⌉ times that; rounds that\n"
-                      "differ independently between ranks, normally distributed; times that go on along the fitted lines, also where they are asked for more rows than were measured. Nothing of this was\n"
-                      "measured, and no interval is given. Weak: {} rows a rank; strong: {} rows in all.\n\n"
-                      "| ranks | weak: seconds | efficiency | collectives and idle | strong: seconds | efficiency |\n|---|---|---|---|---|---|\n",
-                      on_host, on_host == 1 ? "" : "s", per_rank, strong_rows);
+  for (const ScalePoint& p : points) on_host = std::max(on_host, p.on_host);
+  const std::vector<Extrapolated> more = extrapolate(results, 4096);
+  text += fmt::format("\n## Extrapolated\n\nAssumed: hosts as these, with {} rank{} each; rows of one length; a network on which a meeting of two ranks takes as long as here and one of n ranks ⌈log₂ n⌉ times that, and what\n"
+                      "each has to say reaches a rank one after another at the rate B; rounds that differ independently between ranks, normally distributed; times that go on along the fitted lines, also where they are\n"
+                      "asked for more rows than were measured. Nothing of this was measured. The intervals are what the repeats' spread makes of the fit (95 % of 1000 fits to repeats drawn anew); they know nothing of\n"
+                      "assumptions that do not hold.{}\n\n"
+                      "| ranks | weak: seconds | efficiency | 95 % | collectives | idle | strong: seconds | efficiency | 95 % |\n|---|---|---|---|---|---|---|---|---|\n",
+                      on_host, on_host == 1 ? "" : "s", more.empty() ? "" : fmt::format(" Weak: {} rows a rank; strong: {} rows in all.", more[0].rows_a_rank, more[0].rows));
   Json extrapolated = Json::array();
-  for (int n = 1; last && n <= largest; n *= 4) {
-    const int sharing = std::min(n, on_host);
-    const CostModel::Parts one = model.predict(1, 1, static_cast<double>(per_rank), last->steps), weak = model.predict(n, sharing, static_cast<double>(per_rank), last->steps),
-                           all = model.predict(1, 1, static_cast<double>(strong_rows), last->steps),
-                           strong = model.predict(n, sharing, static_cast<double>(strong_rows / n), last->steps);
-    text += fmt::format("| {} | {:.3f} | {:.2f} | {:.1f} % | {:.3f} | {:.2f} |\n", n, weak.seconds(), one.seconds() / weak.seconds(), 100 * (weak.collectives + weak.idle) / weak.seconds(), strong.seconds(),
-                        all.seconds() / strong.seconds() / n);
-    extrapolated.push_back({{"ranks", n}, {"weak_seconds", weak.seconds()}, {"weak_efficiency", one.seconds() / weak.seconds()}, {"strong_seconds", strong.seconds()}, {"strong_efficiency", all.seconds() / strong.seconds() / n}});
+  for (const Extrapolated& e : more) {
+    text += fmt::format("| {} | {:.3f} | {:.2f} | {:.2f} … {:.2f} | {:.1f} % | {:.1f} % | {:.3f} | {:.2f} | {:.2f} … {:.2f} |\n", e.ranks, e.weak.seconds(), e.weak_efficiency, e.weak_interval.low, e.weak_interval.high,
+                        100 * e.weak.collectives / e.weak.seconds(), 100 * e.weak.idle / e.weak.seconds(), e.strong.seconds(), e.strong_efficiency, e.strong_interval.low, e.strong_interval.high);
+    extrapolated.push_back({{"ranks", e.ranks}, {"weak_seconds", e.weak.seconds()}, {"weak_efficiency", e.weak_efficiency}, {"weak_efficiency_95", {e.weak_interval.low, e.weak_interval.high}},
+                            {"strong_seconds", e.strong.seconds()}, {"strong_efficiency", e.strong_efficiency}, {"strong_efficiency_95", {e.strong_interval.low, e.strong_interval.high}}});
   }
 
   Json json = {{"about", about},
-               {"model", {{"prefill_seconds", {model.prefill.at_zero, model.prefill.slope}}, {"step_seconds", {model.step.at_zero, model.step.slope}}, {"contention", model.contention}, {"latency_seconds", model.latency}, {"jitter_seconds", model.jitter}}},
+               {"model", {{"prefill_seconds", {model.prefill.at_zero, model.prefill.slope}}, {"step_seconds", {model.step.at_zero, model.step.slope}}, {"contention", model.contention}, {"latency_seconds", model.latency}, {"seconds_per_byte", model.seconds_per_byte}, {"jitter_seconds", model.jitter}}},
                {"points", Json::array()}, {"extrapolated", extrapolated}};
-  for (const Point& p : points) {
+  for (const ScalePoint& p : points) {
     Json split;
     for (const auto& [name, share] : p.split) split[name] = share;
     json["points"].push_back({{"kind", kind_names[p.kind]}, {"ranks", p.ranks}, {"rows", p.rows}, {"seconds", json_of(p.seconds)}, {"tokens_per_s", json_of(p.tokens_per_s)}, {"speedup", json_of(p.speedup)},

@@ -32,7 +32,7 @@ class Scale(CommandLineTest):
         done = self.run_command("bench", "--checkpoint", self.checkpoint, "--prompt-len", 5, "--new-tokens", 4, "--repeat", 1, "--json", figures, "--parts", "load")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertEqual(json.loads(figures.read_text())["load"]["bytes"], (self.checkpoint / "model.safetensors").stat().st_size)
-        for words, part in ((["--parts", "wind"], "--parts wind"), (["--parts", "load"], "--parts load")):
+        for words, part in ((["--parts", "wind"], "--parts wind"), (["--parts", "load"], "--parts load"), (["--prompt-len", 5, "--new-tokens", 4, "--json", "/proc/none"], "--json /proc/none")):
             self.assert_one_line_error(self.run_command("bench", "--shape", SHAPE, *words), 1, part)
 
     def test_the_bytes_of_a_step_are_those_of_the_weights_as_they_are_kept(self):
@@ -61,6 +61,12 @@ class Scale(CommandLineTest):
                 self.assertAlmostEqual(p["speedup"]["mean"], p["tokens_per_s"]["mean"] / alone["tokens_per_s"]["mean"])
                 self.assertAlmostEqual(p["efficiency"]["mean"], p["speedup"]["mean"] / ranks)
         self.assertEqual({k for k, p in points.items() if p["held_out"]}, {("sweep", 1, 4), ("weak", 1, 2), ("weak", 3, 6)} | {("strong", n, 8) for n in (1, 2, 3)})
+        for more in report["extrapolated"]:
+            for kind in ("weak", "strong"):
+                low, high = more[f"{kind}_efficiency_95"]
+                self.assertLessEqual(low, high)
+        self.assertEqual(report["extrapolated"][0]["weak_efficiency_95"], [1, 1])  # one rank is its own measure
+        self.assertGreater(report["model"]["latency_seconds"] + report["model"]["seconds_per_byte"], 0)
         text = (folder / "report.md").read_text()
         for part in ("## Strong", "## Weak", "## Cost model", "## Extrapolated", "| 4096 |", "held out"):
             self.assertIn(part, text)
