@@ -15,12 +15,16 @@ namespace kvmesh {
 /// What stands between an MLP's two matrices; swiglu: silu(gate) · up, of a first matrix that holds both.
 enum class Activation { relu_squared, gelu_tanh, gelu, swiglu };
 
-/// How RoPE's frequencies theta^(-2i/h) are stretched for longer contexts. Source: transformers' rope types "linear" and "llama3".
+/// How RoPE's frequencies theta^(-2i/h) are stretched for longer contexts. Source: transformers' rope types "linear", "llama3" and "yarn".
 struct RopeScaling {
-  enum class Kind { none, linear, llama3 } kind = Kind::none;
+  enum class Kind { none, linear, llama3, yarn } kind = Kind::none;
   double factor = 1;
-  double low_freq_factor = 1, high_freq_factor = 4;  ///< llama3's, as the next
-  std::int64_t original_positions = 0;
+  std::int64_t original_positions = 0;               ///< the context before; llama3's and yarn's
+  double low_freq_factor = 1, high_freq_factor = 4;  ///< llama3's
+  // yarn's: how often a wave that stays as it is, and one that is stretched by the whole factor, turns within the original context; what cos and sin are
+  // multiplied by; whether the pairs between the two are counted from and to whole ones.
+  double beta_fast = 32, beta_slow = 1, magnitude = 1;
+  bool truncate = true;
 };
 
 /// A decoder-only transformer, its parts as data. The defaults are the original's (contract, section 2).

@@ -5,15 +5,28 @@
 #include <cmath>
 #include <functional>
 #include <numbers>
+#include <utility>
 
 namespace kvmesh {
 namespace {
+
+/// From where to where, in pairs of a head, yarn goes over from waves that stay to waves that are stretched. Source: Peng et al., "YaRN" (2023), section 3.2.
+std::pair<double, double> yarn_pairs(const ModelConfig& config) {
+  const RopeScaling& s = config.rope_scaling;
+  const auto h = static_cast<double>(config.head_dim());
+  const auto pair_that_turns = [&](double times) { return h * std::log(static_cast<double>(s.original_positions) / (times * 2 * std::numbers::pi)) / (2 * std::log(config.rope_theta)); };
+  double first = pair_that_turns(s.beta_fast), last = pair_that_turns(s.beta_slow);
+  if (s.truncate) first = std::floor(first), last = std::ceil(last);
+  first = std::max(first, 0.0), last = std::min(last, h - 1);
+  return {first, first == last ? last + 0.001 : last};
+}
 
 /// What a position is divided by to get its head_dim / 2 angles. Source of llama3's stretching: transformers' rope type of that name, after Meta's Llama 3.1:
 /// waves longer than the old context / low_freq_factor by the whole factor, those shorter than the old context / high_freq_factor not at all, those
 /// between by a part.
 std::vector<double> rope_divisors(const ModelConfig& config) {
   const RopeScaling& s = config.rope_scaling;
+  const auto [first, last] = s.kind == RopeScaling::Kind::yarn ? yarn_pairs(config) : std::pair(0.0, 0.0);
   std::vector<double> divisors;
   for (std::int64_t i = 0; i < config.head_dim() / 2; ++i) {
     double d = std::pow(config.rope_theta, 2.0 * static_cast<double>(i) / static_cast<double>(config.head_dim()));
@@ -22,6 +35,10 @@ std::vector<double> rope_divisors(const ModelConfig& config) {
       const double waves = static_cast<double>(s.original_positions) / (2 * std::numbers::pi * d);  // in the old context
       const double kept = std::clamp((waves - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0);
       d /= (1 - kept) / s.factor + kept;
+    }
+    if (s.kind == RopeScaling::Kind::yarn) {
+      const double stretched = std::clamp((static_cast<double>(i) - first) / (last - first), 0.0, 1.0);
+      d /= stretched / s.factor + 1 - stretched;
     }
     divisors.push_back(d);
   }
@@ -46,11 +63,12 @@ Tensor rope_table(Device& device, const ModelConfig& config) {
   float* row = table.data<float>();
   const std::int64_t half = config.head_dim() / 2;
   const std::vector<double> divisors = rope_divisors(config);
+  const double magnitude = config.rope_scaling.magnitude;
   for (std::int64_t p = 0; p < config.seqlen; ++p, row += 2 * half) {
     for (std::int64_t i = 0; i < half; ++i) {
       const double angle = static_cast<double>(p) / divisors[static_cast<std::size_t>(i)];
-      row[i] = static_cast<float>(std::cos(angle));
-      row[half + i] = static_cast<float>(config.rope_backwards ? -std::sin(angle) : std::sin(angle));
+      row[i] = static_cast<float>(magnitude * std::cos(angle));
+      row[half + i] = static_cast<float>(magnitude * (config.rope_backwards ? -std::sin(angle) : std::sin(angle)));
     }
   }
   Tensor out = device.empty(DType::f32, {config.seqlen, config.head_dim()});

@@ -5,6 +5,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
+#include <iterator>
+#include <string_view>
 
 namespace kvmesh {
 namespace {
@@ -19,6 +22,9 @@ constexpr std::array passed_over = {
     "hidden_dropout", "residual_dropout", "pretraining_tp", "output_attentions", "output_hidden_states", "output_scores", "return_dict", "return_dict_in_generate", "task_specific_params", "problem_type",
     "id2label", "label2id", "num_labels", "finetuning_task", "chunk_size_feed_forward", "reorder_and_upcast_attn", "summary_type", "summary_use_proj", "summary_activation",
     "summary_proj_to_labels", "summary_first_dropout", "n_ctx", "gradient_checkpointing", "tokenizer_class", "prefix", "torchscript", "use_bfloat16", "tf_legacy_loss", "is_llama_config", "attn_implementation", "transformers.js_config", "pad_token_id", "bos_token_id", "eos_token_id"};
+
+/// Names of RopeScaling::Kind.
+constexpr std::string_view scalings[] = {"default", "linear", "llama3", "yarn"};
 
 /// Of a key that a list of layers may carry: one entry a layer.
 const json* layer_list(ConfigKeys& keys, const char* key, std::int64_t layers) {
@@ -36,7 +42,31 @@ Activation activation_of(ConfigKeys& keys, const char* key, const char* fallback
   return known.begin()->second;
 }
 
-/// "rope_parameters", or in older files "rope_theta" and "rope_scaling".
+void need(ConfigKeys& keys, std::initializer_list<const char*> all) {
+  for (const char* key : all) check(keys.find(key) != nullptr, "{}: the key \"{}\" is missing", keys.file(), key);
+}
+
+void read_llama3(ConfigKeys& rope, RopeScaling& s) {
+  need(rope, {"low_freq_factor", "high_freq_factor", "original_max_position_embeddings"});
+  s.low_freq_factor = rope.real("low_freq_factor", 1, false);
+  s.high_freq_factor = rope.real("high_freq_factor", 4, false);
+  s.original_positions = rope.whole("original_max_position_embeddings", 1, max_seqlen);
+  check(s.high_freq_factor > s.low_freq_factor, "{}: \"high_freq_factor\" {} is not above \"low_freq_factor\" {}", rope.file(), s.high_freq_factor, s.low_freq_factor);
+}
+
+void read_yarn(ConfigKeys& rope, RopeScaling& s, const ModelConfig& c) {
+  s.original_positions = rope.whole("original_max_position_embeddings", 1, max_seqlen, &c.seqlen);
+  s.beta_fast = rope.real("beta_fast", s.beta_fast, false);
+  s.beta_slow = rope.real("beta_slow", s.beta_slow, false);
+  check(s.beta_fast >= s.beta_slow, "{}: \"beta_fast\" {} is below \"beta_slow\" {}", rope.file(), s.beta_fast, s.beta_slow);
+  check(c.rope_theta != 1, "{}: yarn has no \"rope_theta\" of 1", rope.file());
+  s.truncate = rope.flag("truncate", true);
+  const double of_values = rope.real("mscale", 0, true), of_all = rope.real("mscale_all_dim", 0, true);
+  const auto grown = [&](double scale) { return s.factor <= 1 ? 1.0 : 0.1 * scale * std::log(s.factor) + 1; };
+  s.magnitude = rope.real("attention_factor", of_values > 0 && of_all > 0 ? grown(of_values) / grown(of_all) : grown(1), false);
+}
+
+/// "rope_parameters", or in older files "rope_theta" and "rope_scaling". The context is known.
 void read_rope(ConfigKeys& keys, ModelConfig& c, double theta) {
   c.rope_theta = keys.real("rope_theta", theta, false);
   const json* scaling = keys.find("rope_scaling");
@@ -49,26 +79,18 @@ void read_rope(ConfigKeys& keys, ModelConfig& c, double theta) {
   ConfigKeys rope(*scaling, fmt::format("{}: \"{}\"", keys.file(), name), true);
   c.rope_theta = rope.real("rope_theta", c.rope_theta, false);
   const std::string old_type = rope.text("type", "default"), type = rope.text("rope_type", old_type.c_str());
+  const auto* const kind = std::find(std::begin(scalings), std::end(scalings), type);
+  if (kind == std::end(scalings)) return keys.refuse(fmt::format("\"{}\": the type is {}, and kvmesh has default, linear, llama3 and yarn", name, shown(type)));
   rope.must_be("partial_rotary_factor", 1.0);
   RopeScaling& s = c.rope_scaling;
-  if (type == "linear" || type == "llama3") {
-    s.kind = type == "linear" ? RopeScaling::Kind::linear : RopeScaling::Kind::llama3;
-    check(rope.find("factor") != nullptr, "{}: the key \"factor\" is missing", rope.file());
+  s.kind = static_cast<RopeScaling::Kind>(kind - std::begin(scalings));
+  rope.find("factor"), rope.find("original_max_position_embeddings");  // some files have them without need
+  if (s.kind != RopeScaling::Kind::none) {
+    need(rope, {"factor"});
     s.factor = rope.real("factor", 1, false);
-  } else {
-    if (type != "default") keys.refuse(fmt::format("\"{}\": the type is {}, and kvmesh has default, linear and llama3", name, shown(type)));
-    if (type != "default") return;
-    rope.find("factor");
   }
-  if (type == "llama3") {
-    for (const char* key : {"low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}) check(rope.find(key) != nullptr, "{}: the key \"{}\" is missing", rope.file(), key);
-    s.low_freq_factor = rope.real("low_freq_factor", 1, false);
-    s.high_freq_factor = rope.real("high_freq_factor", 4, false);
-    s.original_positions = rope.whole("original_max_position_embeddings", 1, max_seqlen);
-    check(s.high_freq_factor > s.low_freq_factor, "{}: \"high_freq_factor\" {} is not above \"low_freq_factor\" {}", rope.file(), s.high_freq_factor, s.low_freq_factor);
-  } else {
-    rope.find("original_max_position_embeddings");  // some files have it without need
-  }
+  if (s.kind == RopeScaling::Kind::llama3) read_llama3(rope, s);
+  if (s.kind == RopeScaling::Kind::yarn) read_yarn(rope, s, c);
   rope.check_all_known();
 }
 
@@ -237,7 +259,6 @@ ModelConfig transformers_config(json object, const std::filesystem::path& file) 
 void describe_family(const ModelConfig& c, nlohmann::ordered_json& j) {
   constexpr const char* activations[] = {"relu_squared", "gelu_tanh", "gelu", "swiglu"};
   constexpr const char* head_norms[] = {"none", "plain", "weighted"};
-  constexpr const char* scalings[] = {"none", "linear", "llama3"};
   for (const char* key : {"window_pattern", "local_window_size", "nope_global_attn"}) j.erase(key);
   j["model_type"] = c.family;
   j["head_dim"] = c.head_dim();

@@ -87,7 +87,7 @@ INSTANTIATE_TEST_SUITE_P(All, Families, ::testing::ValuesIn(names()), [](const a
   return name;
 });
 
-TEST(FamiliesFixtures, are_there) { EXPECT_GE(names().size(), emulated() ? 5u : 12u); }
+TEST(FamiliesFixtures, are_there) { EXPECT_GE(names().size(), emulated() ? 5u : 14u); }
 
 TEST_P(Families, float32_logits_are_transformers) {
   const Gpt gpt = load(DType::f32);

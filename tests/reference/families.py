@@ -51,6 +51,10 @@ FAMILIES = {
     "qwen2-window": (transformers.Qwen2Config, LLAMA | dict(num_key_value_heads=4, num_hidden_layers=3, use_sliding_window=True, sliding_window=7, max_window_layers=1), dict(dtype=torch.bfloat16)),
     "qwen3": (transformers.Qwen3Config, LLAMA | dict(num_key_value_heads=2, head_dim=16, tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=1e6)), dict(dtype=torch.bfloat16)),
     "nanochat": (transformers.NanoChatConfig, LLAMA | dict(num_key_value_heads=2, intermediate_size=128, num_hidden_layers=3), dict(dtype=torch.bfloat16)),
+    "qwen3-yarn": (transformers.Qwen3Config, LLAMA | dict(num_key_value_heads=2, head_dim=16, rope_parameters=dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=16)),
+                   dict(dtype=torch.bfloat16, hub={})),
+    "llama-yarn": (transformers.LlamaConfig, LLAMA | dict(rope_parameters=dict(rope_type="yarn", rope_theta=10000.0, factor=8.0, original_max_position_embeddings=8, beta_fast=1.0, beta_slow=0.1,
+                                                                               mscale=1.5, mscale_all_dim=0.7, truncate=False)), dict(dtype=torch.bfloat16)),
 }
 
 
