@@ -64,6 +64,23 @@ std::int64_t expect_heads(const char* op, const Tensor& q, const Heads& h) {
 
 }  // namespace
 
+std::unique_ptr<Download> Device::download(const Tensor& source) {
+  struct Here final : Download {
+    Tensor tensor;
+    explicit Here(const Tensor& t) : tensor(t) {}
+    const Tensor& wait() override { return tensor; }
+  };
+  return std::make_unique<Here>(source);
+}
+
+Pass Device::prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted, const Tensor& from) {
+  if (from.defined()) {
+    expect("prepare", "the tokens", from, DType::i32, {from.numel()});
+    for (std::size_t i = 0; i < ids.size(); ++i) check(ids[i] >= 0 && ids[i] < from.size(0), "prepare: token {} is at {} of {}", i, ids[i], from.size(0));
+  }
+  return do_prepare(ids, segments, wanted, from);
+}
+
 TrainOps& Device::train_ops() { fail(Fault::usage, "training is not there for {} yet", describe()); }
 
 std::size_t Device::weight_bytes(DType dtype, std::int64_t k, std::int64_t n, Quantize quantize) const {

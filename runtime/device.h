@@ -69,6 +69,14 @@ struct SampleOut {
 
 class TrainOps;
 
+/// A tensor on its way to the host. May be let go of before it has come.
+class Download {
+ public:
+  virtual ~Download() = default;
+  /// Waits for it. The elements, in the host's memory, for as long as this object and the tensor that it copies live.
+  virtual const Tensor& wait() = 0;
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -99,12 +107,14 @@ class Device {
   virtual Tensor empty(DType dtype, Shape shape) = 0;
   /// Between host and device or within the device; returns when `source` may be changed and `target` read.
   virtual void copy(const Tensor& source, const Tensor& target) = 0;
+  /// Begins to copy the device's `source`, as what has been enqueued so far leaves it, to the host. On a device with a queue it returns at once.
+  virtual std::unique_ptr<Download> download(const Tensor& source);
 
   /// The same bytes where the device's operations read them: `host` itself or, on a device with memory of its own, a copy.
   virtual Tensor resident(const Tensor& host) = 0;
-  /// For passes over tokens that lie as `segments` say: ids [T] of them, or none, and `wanted` rows. The spans must outlive the pass, which is valid until
-  /// the next is prepared.
-  virtual Pass prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted) = 0;
+  /// For passes over tokens that lie as `segments` say: ids [T] of them, or none, and `wanted` rows. With `from`, i32 [N] of the device's, ids are where in it
+  /// the tokens are: what has been enqueued so far may still have to write them. The spans must outlive the pass, which is valid until the next is prepared.
+  Pass prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted, const Tensor& from = {});
 
   /// What a pass enqueues, besides the pass itself: the serial numbers of all that it works on, and where its result goes.
   struct Work {
@@ -146,6 +156,7 @@ class Device {
   void sample(const Tensor& logits, std::span<const SampleRow> rows, const SampleOut& out);
 
  private:
+  virtual Pass do_prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted, const Tensor& from) = 0;
   virtual std::size_t do_weight_bytes(DType dtype, std::int64_t k, std::int64_t n, Quantize quantize) const = 0;
   virtual void do_pack_weight(const Tensor& source, DType dtype, Quantize quantize, void* target) const = 0;
   virtual void do_gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out) = 0;

@@ -68,7 +68,13 @@ void CpuDevice::copy(const Tensor& source, const Tensor& target) {
   if (source.bytes() > 0) std::memmove(target.raw(), source.raw(), source.bytes());
 }
 
-Pass CpuDevice::prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted) {
+Pass CpuDevice::do_prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted, const Tensor& from) {
+  if (from.defined()) {
+    const std::int32_t* const tokens = from.data<std::int32_t>();
+    ids_.resize(ids.size());
+    std::transform(ids.begin(), ids.end(), ids_.begin(), [&](std::int32_t at) { return tokens[at]; });
+    ids = ids_;
+  }
   const auto view = [](std::span<const std::int32_t> x) {  // only read
     return Tensor(nullptr, const_cast<std::int32_t*>(x.data()), DType::i32, {static_cast<std::int64_t>(x.size())});
   };

@@ -19,10 +19,10 @@ class CpuDevice final : public Device {
   Tensor empty(DType dtype, Shape shape) override { return host_tensor(dtype, shape); }
   void copy(const Tensor& source, const Tensor& target) override;
   Tensor resident(const Tensor& host) override { return host; }
-  Pass prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted) override;
   TrainOps& train_ops() override { return train_ops_; }
 
  private:
+  Pass do_prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted, const Tensor& from) override;
   std::size_t do_weight_bytes(DType dtype, std::int64_t k, std::int64_t n, Quantize quantize) const override;
   void do_pack_weight(const Tensor& source, DType dtype, Quantize quantize, void* target) const override;
   void do_gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out) override;
@@ -45,6 +45,7 @@ class CpuDevice final : public Device {
 
   const Kernels& kernels_;
   mutable ThreadPool pool_;
+  std::vector<std::int32_t> ids_;               // of the prepared pass, where its tokens came from a tensor
   std::vector<AttentionPart> attention_parts_;  // of the call in progress; kept for its memory
   CpuTrainOps train_ops_;
 };

@@ -59,7 +59,6 @@ CudaDevice::CudaDevice(const DeviceOptions& options) : gpu_(options.gpu) {
   must(cudaDeviceGetDefaultMemPool(&pool, gpu_));
   must(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all));
   queue_ = {stream_->handle, properties_.multiProcessorCount, properties_.major >= 9};
-  for (Upload* upload : {&pass_upload_, &rows_upload_}) must(cudaEventCreateWithFlags(&upload->done, cudaEventDisableTiming));
 }
 
 std::string CudaDevice::describe() const { return fmt::format("cuda ({}, sm_{}{}, CUDA {})", properties_.name, properties_.major, properties_.minor, versions()); }
@@ -98,15 +97,12 @@ void CudaDevice::copy(const Tensor& source, const Tensor& target) {
 Tensor CudaDevice::resident(const Tensor& host) {
   const Tensor out = empty(host.dtype(), host.shape());
   constexpr std::size_t piece = std::size_t{32} << 20;
-  Upload pieces[2];
-  for (Upload& p : pieces) must(cudaEventCreateWithFlags(&p.done, cudaEventDisableTiming));
+  Pinned pieces[2];
   for (std::size_t done = 0, i = 0; done < host.bytes(); done += piece, ++i) {
     const std::size_t bytes = std::min(piece, host.bytes() - done);
-    Upload& p = pieces[i % 2];
-    if (!p.pinned.defined()) p.pinned = pinned_memory(std::min(piece, host.bytes()));
-    must(cudaEventSynchronize(p.done));
-    std::memcpy(p.pinned.raw(), static_cast<const std::byte*>(host.raw()) + done, bytes);
-    must(cudaMemcpyAsync(static_cast<std::byte*>(out.raw()) + done, p.pinned.raw(), bytes, cudaMemcpyDefault, stream_->handle));
+    Pinned& p = pieces[i % 2];
+    std::memcpy(p.claim(bytes), static_cast<const std::byte*>(host.raw()) + done, bytes);
+    must(cudaMemcpyAsync(static_cast<std::byte*>(out.raw()) + done, p.memory.raw(), bytes, cudaMemcpyDefault, stream_->handle));
     must(cudaEventRecord(p.done, stream_->handle));
   }
   must(cudaStreamSynchronize(stream_->handle));
@@ -119,21 +115,26 @@ void CudaDevice::grow(Tensor& memory, std::size_t bytes) {
   memory = empty(DType::u8, {static_cast<std::int64_t>(std::max(bytes, 2 * memory.bytes()))});
 }
 
+std::byte* CudaDevice::Pinned::claim(std::size_t bytes) {
+  must(cudaEventSynchronize(done));
+  if (!memory.defined() || memory.bytes() < bytes) memory = pinned_memory(bytes);
+  return static_cast<std::byte*>(memory.raw());
+}
+
 std::byte* CudaDevice::begin_upload(Upload& upload, std::size_t bytes) {
-  must(cudaEventSynchronize(upload.done));
-  if (!upload.pinned.defined() || upload.pinned.bytes() < bytes) {
-    upload.pinned = pinned_memory(std::max<std::size_t>(2 * bytes, 4096));
-    grow(upload.device, upload.pinned.bytes());
-  }
-  return static_cast<std::byte*>(upload.pinned.raw());
+  const std::size_t room = upload.device.defined() ? upload.device.bytes() : 0;
+  if (room < bytes) grow(upload.device, std::max<std::size_t>(2 * bytes, 4096));
+  upload.turn ^= 1;
+  return upload.pinned[upload.turn].claim(upload.device.bytes());
 }
 
 void CudaDevice::end_upload(Upload& upload, std::size_t bytes) {
-  must(cudaMemcpyAsync(upload.device.raw(), upload.pinned.raw(), bytes, cudaMemcpyDefault, stream_->handle));
-  must(cudaEventRecord(upload.done, stream_->handle));
+  const Pinned& pinned = upload.pinned[upload.turn];
+  must(cudaMemcpyAsync(upload.device.raw(), pinned.memory.raw(), bytes, cudaMemcpyDefault, stream_->handle));
+  must(cudaEventRecord(pinned.done, stream_->handle));
 }
 
-Pass CudaDevice::prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted) {
+Pass CudaDevice::do_prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted, const Tensor& from) {
   std::int64_t tokens = std::ssize(ids);
   for (const Segment& s : segments) tokens = std::max(tokens, std::int64_t{s.offset} + s.count);
   const std::size_t runs_at = 0, ids_at = runs_at + rounded(segments.size_bytes()), wanted_at = ids_at + rounded(ids.size_bytes()),
@@ -150,6 +151,7 @@ Pass CudaDevice::prepare(std::span<const std::int32_t> ids, std::span<const Segm
   }
   end_upload(pass_upload_, bytes);
   const auto part = [&](std::size_t at, DType dtype, std::int64_t n) { return Tensor(nullptr, static_cast<std::byte*>(pass_upload_.device.raw()) + at, dtype, {n}); };
+  if (from.defined() && !ids.empty()) must(cuda::take_ids(queue_, from.data<std::int32_t>(), part(ids_at, DType::i32, std::ssize(ids)).data<std::int32_t>(), std::ssize(ids)));
   return {segments, part(ids_at, DType::i32, std::ssize(ids)), part(wanted_at, DType::i32, std::ssize(wanted)),
           part(runs_at, DType::u8, static_cast<std::int64_t>(segments.size_bytes())), part(run_of_at, DType::i32, tokens)};
 }

@@ -10,6 +10,7 @@
 #include <memory>
 #include <source_location>
 #include <tuple>
+#include <vector>
 
 namespace kvmesh::cuda {
 
@@ -37,16 +38,32 @@ class CudaDevice final : public Device {
   Tensor empty(DType dtype, Shape shape) override;
   void copy(const Tensor& source, const Tensor& target) override;
   Tensor resident(const Tensor& host) override;
-  Pass prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted) override;
+  std::unique_ptr<Download> download(const Tensor& source) override;
   void run(const Pass& pass, const Work& work, const std::function<void()>& body) override;
 
  private:
-  /// What the host writes for kernels to read: filled in pinned memory, uploaded in one piece, and not filled again before that is done.
-  struct Upload {
-    Tensor pinned, device;  // u8
+  /// Host memory that copies read or write behind the host's back: it is the host's again when `done` has come.
+  struct Pinned {
+    Tensor memory;  // u8
     cudaEvent_t done = nullptr;
-    ~Upload() { cudaEventDestroy(done); }
+    Pinned() { must(cudaEventCreateWithFlags(&done, cudaEventDisableTiming)); }
+    ~Pinned() { cudaEventSynchronize(done), cudaEventDestroy(done); }
+    Pinned(const Pinned&) = delete;
+    Pinned& operator=(const Pinned&) = delete;
+    /// At least so many bytes, the host's.
+    std::byte* claim(std::size_t bytes);
   };
+
+  /// What the host writes for kernels to read: filled in pinned memory and uploaded in one piece. Two take turns: while the one for the step in progress
+  /// waits for its turn on the stream, the next can be filled. Kernels always read the same place, which graphs remember.
+  struct Upload {
+    Pinned pinned[2];
+    int turn = 0;
+    Tensor device{};  // u8
+  };
+
+  class PinnedDownload;
+  using Spares = std::vector<std::unique_ptr<Pinned>>;
 
   /// A pass's kernels, recorded: how many tokens and wanted rows, on what.
   struct Graph {
@@ -58,6 +75,7 @@ class CudaDevice final : public Device {
   using GraphKey = std::tuple<Work, std::int64_t, std::int64_t>;
   static constexpr std::size_t most_graphs = 256;  ///< then all are forgotten
 
+  Pass do_prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted, const Tensor& from) override;
   std::size_t do_weight_bytes(DType dtype, std::int64_t k, std::int64_t n, Quantize quantize) const override;
   void do_pack_weight(const Tensor& source, DType dtype, Quantize quantize, void* target) const override;
   void record(Graph& graph, const std::function<void()>& body);
@@ -85,6 +103,7 @@ class CudaDevice final : public Device {
   std::shared_ptr<Stream> stream_;
   Queue queue_;
   Upload pass_upload_, rows_upload_;
+  std::shared_ptr<Spares> spares_ = std::make_shared<Spares>();  // of downloads that have been let go of
   std::map<GraphKey, Graph> graphs_;  // of the addresses that memory has now: grow() forgets them
   Tensor partial_, arrived_;  // attention's; arrived_ is zeros between kernels
 };

@@ -111,6 +111,8 @@ struct SampleTask {
 
 cudaError_t gather_rows(const Queue& queue, const void* table, std::int64_t table_rows, std::int64_t row_bytes, const std::int32_t* ids, std::int64_t count,
                         void* out);
+/// ids[i] = tokens[ids[i]], for `count` of them.
+cudaError_t take_ids(const Queue& queue, const std::int32_t* tokens, std::int32_t* ids, std::int64_t count);
 cudaError_t add_positions(const Queue& queue, const PositionsTask& task);
 cudaError_t norm(const Queue& queue, const NormTask& task);
 /// out [rows, width] = silu(x[:, :width]) · x[:, width:]

@@ -30,6 +30,13 @@ __global__ void __launch_bounds__(row_threads) gather_kernel(const std::byte* ta
   }
 }
 
+__global__ void __launch_bounds__(row_threads) take_kernel(const std::int32_t* tokens, std::int32_t* ids, std::int64_t count) {
+  grid_dependency_launch();
+  grid_dependency_wait();
+  const std::int64_t i = blockIdx.x * std::int64_t{row_threads} + threadIdx.x;
+  if (i < count) ids[i] = tokens[ids[i]];
+}
+
 /// The sum of all threads' numbers, by one tree; for a whole block.
 __device__ float block_sum(float sum, float* parts) {
   sum = warp_sum(sum);
@@ -156,6 +163,10 @@ cudaError_t gather_rows(const Queue& queue, const void* table, std::int64_t tabl
                         void* out) {
   return launch(queue, dim3(static_cast<unsigned>(count)), row_threads, 0, gather_kernel, static_cast<const std::byte*>(table), table_rows, row_bytes, ids,
                 static_cast<std::byte*>(out));
+}
+
+cudaError_t take_ids(const Queue& queue, const std::int32_t* tokens, std::int32_t* ids, std::int64_t count) {
+  return launch(queue, dim3(static_cast<unsigned>(ceil_div<std::int64_t>(count, row_threads))), row_threads, 0, take_kernel, tokens, ids, count);
 }
 
 cudaError_t add_positions(const Queue& queue, const PositionsTask& task) {
