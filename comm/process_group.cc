@@ -40,6 +40,7 @@ struct ProcessGroup::Impl {
   std::shared_ptr<Deadline> deadline = std::make_shared<Deadline>();
   std::shared_ptr<Deadline> end_deadline = std::make_shared<Deadline>();
   std::unique_ptr<Communicator> world, host, end;  // end: for all_arrive, when world may be in the middle of something
+  bool on_first_host = true;
   int exceptions = std::uncaught_exceptions();
 };
 
@@ -54,6 +55,10 @@ ProcessGroup::ProcessGroup(int& argc, char**& argv, std::chrono::duration<double
   impl_->end = make_mpi_communicator(Ranks::all, impl_->end_deadline);
   if (impl_->world->size() == 1) impl_->world = make_self_communicator();
   if (impl_->host->size() == 1) impl_->host = make_self_communicator();
+  const Tensor first_rank = host_tensor(DType::i32, {1});
+  first_rank.data<std::int32_t>()[0] = impl_->world->rank();
+  impl_->host->broadcast(first_rank, 0);
+  impl_->on_first_host = first_rank.data<std::int32_t>()[0] == 0;
 }
 
 ProcessGroup::~ProcessGroup() {
@@ -77,6 +82,7 @@ int ProcessGroup::rank() const { return impl_->world->rank(); }
 int ProcessGroup::size() const { return impl_->world->size(); }
 int ProcessGroup::local_rank() const { return impl_->host->rank(); }
 int ProcessGroup::local_size() const { return impl_->host->size(); }
+bool ProcessGroup::on_first_host() const { return impl_->on_first_host; }
 std::chrono::steady_clock::time_point ProcessGroup::began() const { return impl_->began; }
 Communicator& ProcessGroup::world() { return *impl_->world; }
 Communicator& ProcessGroup::host() { return *impl_->host; }
@@ -84,7 +90,12 @@ Communicator& ProcessGroup::host() { return *impl_->host; }
 std::unique_ptr<Communicator> ProcessGroup::first(int n) {
   check(0 < n && n <= size(), "the first {} of {} ranks", n, size());
   if (size() == 1) return make_self_communicator();
-  return make_mpi_communicator(Ranks::first_of_all(n), impl_->deadline);
+  return make_mpi_communicator({Ranks::of_color, rank() < n ? 0 : 1}, impl_->deadline);
+}
+
+std::unique_ptr<Communicator> ProcessGroup::first_of_hosts() {
+  if (size() == 1) return make_self_communicator();
+  return make_mpi_communicator({Ranks::of_color, local_rank() == 0 ? 0 : 1}, impl_->deadline);
 }
 
 void ProcessGroup::set_deadline(std::chrono::duration<double> deadline) {

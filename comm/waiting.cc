@@ -24,9 +24,9 @@ constexpr int ask_tag = Waiting::data_tag + 1, answer_tag = ask_tag + 1;
 Waiting::Waiting(Ranks ranks, std::shared_ptr<Deadline> deadline) : deadline_(std::move(deadline)) {
   int world_rank = 0;
   check_mpi(MPI_Comm_rank(MPI_COMM_WORLD, &world_rank), "MPI_Comm_rank");
-  check_mpi(ranks.first > 0              ? MPI_Comm_split(MPI_COMM_WORLD, world_rank < ranks.first ? 0 : 1, world_rank, &comm_)
-            : ranks.which == Ranks::all ? MPI_Comm_dup(MPI_COMM_WORLD, &comm_)
-                                         : MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &comm_),
+  check_mpi(ranks.which == Ranks::of_color ? MPI_Comm_split(MPI_COMM_WORLD, ranks.color, world_rank, &comm_)
+            : ranks.which == Ranks::all    ? MPI_Comm_dup(MPI_COMM_WORLD, &comm_)
+                                           : MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &comm_),
             "making a communicator");
   check_mpi(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
   check_mpi(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank");

@@ -88,6 +88,7 @@ void add_context_option(po::options_description& options, MeshOptions& mesh) {
 void add_weight_options(po::options_description& options, MeshOptions& mesh) {
   options.add_options()  //
       ("quantize", value(mesh.quantize, "KIND"), "int8: the matrices of products as integers with a scale a column; none: as --dtype")  //
+      ("load", value(mesh.load, "HOW"), "read: every host reads the checkpoint's weights; broadcast: rank 0's host does, and sends them to the others")  //
       ("pack-cache", value(mesh.pack_cache, "DIR"), "keep the packed weights in this folder for the next start; beside: in .kvmesh in the checkpoint's folder");
 }
 
@@ -121,6 +122,8 @@ void check_mesh_options(const MeshOptions& mesh, const char* batch_option = "bat
   choose<int>("device", mesh.device, {{"cpu", 0}, {"cuda", 0}, {"auto", 0}});
   choose<int>("dtype", mesh.dtype, {{"float32", 0}, {"bfloat16", 0}, {"auto", 0}});
   choose<int>("quantize", mesh.quantize, {{"none", 0}, {"int8", 0}});
+  choose<int>("load", mesh.load, {{"read", 0}, {"broadcast", 0}});
+  check(mesh.load == "read" || mesh.pack_cache.empty(), "--pack-cache: not with --load broadcast, where one host packs for all");
 }
 
 /// A number of rows, or auto.
@@ -150,6 +153,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   std::string checkpoint, prompts, output, metrics, prometheus, trace, rng = "row", sync = "tokens", pad = "power-of-two", shards = "shared", batch_size = "32";
   std::int64_t seed = 0;
   std::optional<std::int32_t> logprobs;
+  bool no_run_ahead = false;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
   add_context_option(options, o.mesh);
@@ -177,6 +181,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
       ("prefill-chunk", value(o.generate.prefill_chunk, "N"), "prompt tokens that a rank prefills between two decode steps at most; changes no result")  //
       ("static-batches", po::bool_switch(&o.generate.static_batches), "rows enter only when the whole batch has finished")  //
       ("shards", value(shards, "HOW"), "shared: a row goes to whichever rank has room; static: row i to rank i mod ranks; changes no result")  //
+      ("no-run-ahead", po::bool_switch(&no_run_ahead), "a GPU waits until the host has each step's tokens; changes no result")  //
       ("sentinel", value(o.generate.sentinel, "STEPS"), "every so many steps a 256th of the weights in memory is compared with the other ranks'; 0: never")  //
       ("metrics", value(metrics, "FILE"), "where the time goes, a JSON line every --metrics-interval; appended")  //
       ("prometheus", value(prometheus, "FILE"), "the same as Prometheus' text, replaced every --metrics-interval")  //
@@ -211,6 +216,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   o.generate.batch_size = o.mesh.batch_size;
   o.generate.seed = static_cast<std::uint32_t>(seed);
   o.generate.logprobs = logprobs.value_or(-1);
+  o.generate.run_ahead = !no_run_ahead;
   o.generate.rng = choose<Rng>("rng", rng, {{"row", Rng::row}, {"jax", Rng::jax}});
   o.generate.sync = choose<Sync>("sync", sync, {{"tokens", Sync::tokens}, {"logits", Sync::logits}});
   o.generate.shards = choose<Shards>("shards", shards, {{"shared", Shards::shared}, {"static", Shards::fixed}});

@@ -26,6 +26,7 @@ struct MeshOptions {
   int threads = 0;
   double comm_timeout = 60;
   bool share_gpus = false;
+  std::string load = "read";  ///< or broadcast: only the first host reads the weights
   std::string pack_cache;  ///< folder; empty: none; "beside": in the checkpoint's folder
 };
 

@@ -33,7 +33,7 @@ Generator::Generator(const Gpt& gpt, const Tokenizer* tokenizer, Communicator& r
       gpt_(gpt),
       tokenizer_(tokenizer),
       ranks_(ranks),
-      logits_ranks_(device_ranks ? *device_ranks : ranks),
+      device_ranks_(device_ranks),
       options_(options),
       cache_(gpt.device(), gpt.config(), gpt.dtype(), kvmesh::split(options.batch_size, ranks.size(), ranks.rank()).size(), gpt.config().seqlen),
       workspace_(gpt, Gpt::chunk_tokens),

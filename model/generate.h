@@ -43,8 +43,8 @@ struct GenerateStats {
 
 class Generator {
  public:
-  /// Borrows all of them. tokenizer may be null: then there are no stop strings. `device_ranks` is between the memories in which the logits lie, for
-  /// Sync::logits; null: that is the host's, and `ranks` does it.
+  /// Borrows all of them. tokenizer may be null: then there are no stop strings. `device_ranks` is between the devices' memories, for Sync::logits;
+  /// null: logits meet in the hosts' memory, by `ranks`.
   Generator(const Gpt& gpt, const Tokenizer* tokenizer, Communicator& ranks, GenerateOptions options, Communicator* device_ranks = nullptr, TimeSink sink = {});
 
   /// Pulls rows from `next` (which returns nothing when there are no more, and is not asked again) and hands every finished one to `done`, on every
@@ -96,7 +96,7 @@ class Generator {
   const Gpt& gpt_;
   const Tokenizer* tokenizer_;
   Communicator& ranks_;
-  Communicator& logits_ranks_;
+  Communicator* device_ranks_;
   GenerateOptions options_;
   KvCache cache_;                  // this rank's places
   Gpt::Workspace workspace_;

@@ -43,15 +43,24 @@ void Generator::step_everywhere(std::span<std::vector<std::int32_t>> records) {
     all.insert(all.end(), orders.back().begin(), orders.back().end());
   }
   const Tensor logits = logits_.slice(0, counts[static_cast<std::size_t>(ranks_.rank())]);
-  const Tensor gathered = gpt_.device().empty(DType::f32, {std::ssize(all), gpt_.config().vocab_size});
+  const Shape whole = {std::ssize(all), gpt_.config().vocab_size};
+  Device& device = gpt_.device();
   lap(&TimeSplit::host);
   const std::int64_t prefilled = std::ssize(prefill(logits));
   decode(logits.slice(prefilled, logits.size(0)), nullptr);
-  logits_ranks_.all_gather_ragged(logits, counts, gathered);
+  Tensor gathered;
+  if (device_ranks_) {
+    gathered = device.empty(DType::f32, whole);
+    device_ranks_->all_gather_ragged(logits, counts, gathered);
+  } else {
+    const Tensor there = host_tensor(DType::f32, whole);
+    ranks_.all_gather_ragged(device.download(logits)->wait(), counts, there);
+    gathered = device.resident(there);
+  }
   lap(&TimeSplit::collectives);
   Draws draws;
   draw(all, gathered, draws, 0);
-  const std::unique_ptr<Download> tokens = all.empty() ? nullptr : gpt_.device().download(draws.memory);
+  const std::unique_ptr<Download> tokens = all.empty() ? nullptr : device.download(draws.memory);
   for (std::size_t r = 0; r < orders.size(); ++r) {
     records[r].resize(orders[r].size() * options_.record_words());
     if (tokens) tell(draws, tokens->wait(), orders[r], records[r].data());

@@ -9,6 +9,8 @@
 #include "model/checkpoint.h"
 #include "model/pack_cache.h"
 
+#include <unistd.h>
+
 namespace kvmesh {
 
 ModelConfig with_context(ModelConfig config, const MeshOptions& options) {
@@ -32,6 +34,7 @@ Job::Job(const MeshOptions& options, const std::optional<ModelConfig>& shape, Pr
   if (options.device != "cpu") gpu_ = choose_gpu(group, options.share_gpus);
   device = make_device(options.device, {.threads = threads, .gpu = gpu_.index});
   pack_cache_ = options.pack_cache;
+  broadcast_ = options.load == "broadcast";
   config = with_context(shape ? *shape : read_config(options.checkpoint / "config.json"), options);
   dtype = dtype_of(options, config);
   quantize = quantize_of(options);
@@ -54,6 +57,16 @@ void Job::open_chat(const ChatOptions& options, const std::filesystem::path& che
 
 namespace {
 
+// Weights are packed for one kind of device.
+void check_one_kind(const Device& device, Communicator& ranks) {
+  char host[256] = "";
+  ::gethostname(host, sizeof host - 1);
+  const std::vector<std::string> kinds = gather_bytes(ranks, device.kind()), hosts = gather_bytes(ranks, host);
+  for (std::size_t r = 1; r < kinds.size(); ++r) {
+    check(kinds[r] == kinds[0], "--load broadcast: rank 0 on {} packs for {}, and rank {} on {} has {}: use hosts of one kind, or --load read", hosts[0], kinds[0], r, hosts[r], kinds[r]);
+  }
+}
+
 std::filesystem::path cache_folder(const std::filesystem::path& cache, const std::filesystem::path& checkpoint) { return cache == "beside" ? checkpoint / ".kvmesh" : cache; }
 
 }  // namespace
@@ -63,7 +76,8 @@ std::string Job::hash_of_checkpoint(const std::filesystem::path& checkpoint) con
 }
 
 const Gpt& Job::load(const std::filesystem::path& checkpoint, ProcessGroup& group) {
-  const LoadOptions options = {threads, cache_folder(pack_cache_, checkpoint), fmt::format("{} {}", version_text(), build_text()), quantize};
+  const LoadOptions options = {threads, cache_folder(pack_cache_, checkpoint), fmt::format("{} {}", version_text(), build_text()), quantize, broadcast_};
+  if (broadcast_) check_one_kind(*device, group.world());
   gpt_ = std::make_unique<Gpt>(config, dtype, load_weights(checkpoint, config, dtype, *device, group, options), *device);
   return *gpt_;
 }

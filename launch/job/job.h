@@ -50,6 +50,7 @@ struct Job {
  private:
   GpuChoice gpu_;
   std::filesystem::path pack_cache_;
+  bool broadcast_;
   std::unique_ptr<Gpt> gpt_;
 };
 
