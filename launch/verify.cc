@@ -65,6 +65,7 @@ GenerateCommandOptions generate_options(const Json& manifest, const VerifyOption
   if (o.mesh.quantize != "none") g.mesh.quantize = o.mesh.quantize;
   g.mesh.mesh = o.mesh.mesh, g.mesh.threads = o.mesh.threads, g.mesh.comm_timeout = o.mesh.comm_timeout;
   g.mesh.batch_size = o.mesh.batch_size, g.mesh.share_gpus = o.mesh.share_gpus;
+  g.mesh.load = o.mesh.load, g.mesh.pack_cache = o.mesh.pack_cache;
   if (g.generate.rng == Rng::jax && manifest.contains("lines")) g.mesh.batch_size = std::max(g.mesh.batch_size, manifest["lines"].get<std::int64_t>());
   g.generate.batch_size = g.mesh.batch_size;
   return g;

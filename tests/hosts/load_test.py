@@ -72,8 +72,9 @@ class Load(JobTest):
         self.assertIn(b"model.safetensors", self.job("doctor", "--prompts", self.prompts).stderr)
 
     def test_hosts_of_two_kinds(self):
-        scalar = ("sh", "-c", "'[ $(hostname) = kvmesh-h2 ] && export KVMESH_CPU_ISA=scalar; exec \"$@\"'", "sh")
-        self.check_error(self.job("score", "--load", "broadcast", "--prompts", self.scored, before=scalar), 1,
+        lesser = self.folder / "lesser"
+        lesser.write_text('[ "$(hostname)" = kvmesh-h2 ] && export KVMESH_CPU_ISA=scalar\nexec "$@"\n')
+        self.check_error(self.job("score", "--load", "broadcast", "--prompts", self.scored, before=("sh", lesser)), 1,
                          "--load broadcast: rank 0 on kvmesh-h1 packs for cpu/", "rank 1 on kvmesh-h2 has cpu/scalar")
 
     def test_a_fault_of_the_first_hosts_weights_is_told_once(self):
