@@ -31,7 +31,7 @@ cudaError_t launch(const Queue& queue, dim3 grid, unsigned threads, std::size_t 
 }
 
 constexpr unsigned all_lanes = 0xffffffffu;
-constexpr float infinity = __builtin_huge_valf();
+constexpr float infinity = __builtin_huge_valf(), not_a_number = __builtin_nanf("");
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(bfloat16 x) { return x; }

@@ -22,6 +22,9 @@ struct dim3 {
   unsigned x = 1, y = 1, z = 1;
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
+struct alignas(8) int2 {
+  int x, y;
+};
 struct alignas(8) uint2 {
   unsigned x, y;
 };
@@ -70,6 +73,15 @@ T from_lane(const std::byte* all, int lane) {
 }  // namespace cuda_emulator
 
 inline void __syncthreads() { cuda_emulator::sync_block(); }
+inline int __syncthreads_or(int mine) {  // what was told before has been read by all when they meet again
+  static int any;
+  cuda_emulator::sync_block();
+  any = 0;
+  cuda_emulator::sync_block();
+  any |= mine;
+  cuda_emulator::sync_block();
+  return any;
+}
 inline void __syncwarp(unsigned = 0xffffffffu) { cuda_emulator::sync_warp(); }
 inline void __threadfence() {}
 
