@@ -80,6 +80,10 @@ void add_mesh_options(po::options_description& options, MeshOptions& mesh, std::
       ("comm-timeout", value(mesh.comm_timeout, "SECONDS"), "no rank waits longer for another");
 }
 
+void add_attention_option(po::options_description& options, MeshOptions& mesh) {
+  options.add_options()("attention", value(mesh.attention, "WHOSE"), "native: kvmesh's own, the same bits whatever a row's company; cudnn: cuDNN's, on GPUs in bfloat16; auto: native");
+}
+
 void add_context_option(po::options_description& options, MeshOptions& mesh) {
   options.add_options()("context", value(mesh.context, "N"), "tokens that a row may have, and the cache holds of it; 0: all that the model can");
 }
@@ -119,6 +123,7 @@ void check_mesh_options(const MeshOptions& mesh, const char* batch_option = "bat
   check(mesh.comm_timeout > 0, "--comm-timeout {}: must be positive", mesh.comm_timeout);
   check(mesh.threads >= 0 && mesh.threads <= 1024, "--threads {}: must be 0 to 1024", mesh.threads);
   choose<int>("device", mesh.device, {{"cpu", 0}, {"cuda", 0}, {"auto", 0}});
+  choose<int>("attention", mesh.attention, {{"auto", 0}, {"cudnn", 0}, {"native", 0}});
   choose<int>("dtype", mesh.dtype, {{"float32", 0}, {"bfloat16", 0}, {"auto", 0}});
   choose<int>("quantize", mesh.quantize, {{"none", 0}, {"int8", 0}});
 }
@@ -152,6 +157,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   std::optional<std::int32_t> logprobs;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
+  add_attention_option(options, o.mesh);
   add_context_option(options, o.mesh);
   add_weight_options(options, o.mesh);
   add_rows_options(options, prompts, output);
@@ -226,6 +232,7 @@ std::optional<ScoreOptions> parse_score_options(std::span<const std::string> arg
   std::string checkpoint, prompts, output;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
+  add_attention_option(options, o.mesh);
   add_context_option(options, o.mesh);
   add_weight_options(options, o.mesh);
   add_rows_options(options, prompts, output);
@@ -248,6 +255,7 @@ std::optional<VerifyOptions> parse_verify_options(std::span<const std::string> a
   std::int64_t seed = 0;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
+  add_attention_option(options, o.mesh);
   add_weight_options(options, o.mesh);
   options.add_options()  //
       ("batch-size", value(o.mesh.batch_size, "B"), "rows in flight on the whole mesh")                     //
@@ -275,6 +283,7 @@ std::optional<BenchOptions> parse_bench_options(std::span<const std::string> arg
   std::string checkpoint, shape, json, parts;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
+  add_attention_option(options, o.mesh);
   add_context_option(options, o.mesh);
   add_weight_options(options, o.mesh);
   options.add_options()  //
@@ -313,6 +322,7 @@ std::optional<ScaleOptions> parse_scale_options(std::span<const std::string> arg
   std::string checkpoint, shape, ranks, report;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
+  add_attention_option(options, o.mesh);
   add_context_option(options, o.mesh);
   add_weight_options(options, o.mesh);
   options.add_options()  //

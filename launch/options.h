@@ -20,7 +20,7 @@ constexpr std::int64_t auto_batch = -1;
 /// Options of every command that computes on a mesh.
 struct MeshOptions {
   std::filesystem::path checkpoint, prompts, output;  ///< output: empty or "-" is standard output
-  std::string device = "auto", dtype = "auto", quantize = "none", mesh;
+  std::string device = "auto", attention = "auto", dtype = "auto", quantize = "none", mesh;
   std::int64_t context = 0;      ///< tokens that a row may have and the cache holds of it; 0: the model's seqlen
   std::int64_t batch_size = 32;  ///< auto_batch: as many rows as fit; settle_batch (job/checkup.h) finds out how many
   int threads = 0;

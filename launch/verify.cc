@@ -51,6 +51,7 @@ GenerateCommandOptions generate_options(const Json& manifest, const VerifyOption
     } else if (key == "device") {  // cpu/avx2: asked for was cpu
       const std::string kind = text(v);
       words.push_back("--device=" + kind.substr(0, kind.find('/')));
+      if (kind.find("/cudnn") != std::string::npos) words.push_back("--attention=cudnn");
     } else if (v.is_array()) {
       for (const Json& e : v) words.push_back(fmt::format("--{}={}", key, text(e)));
     } else if (v.is_boolean()) {
@@ -61,6 +62,7 @@ GenerateCommandOptions generate_options(const Json& manifest, const VerifyOption
   }
   GenerateCommandOptions g = parse_generate_options(words, false).value();
   if (o.mesh.device != "auto") g.mesh.device = o.mesh.device;
+  if (o.mesh.attention != "auto") g.mesh.attention = o.mesh.attention;
   if (o.mesh.dtype != "auto") g.mesh.dtype = o.mesh.dtype;
   if (o.mesh.quantize != "none") g.mesh.quantize = o.mesh.quantize;
   g.mesh.mesh = o.mesh.mesh, g.mesh.threads = o.mesh.threads, g.mesh.comm_timeout = o.mesh.comm_timeout;

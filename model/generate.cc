@@ -55,12 +55,14 @@ GenerateStats Generator::run(const Schedule::Next& next, const std::function<voi
                              const std::function<bool(const GenerateStats&)>& proceed) {
   const auto timed_next = [&] {
     lap(&TimeSplit::host);
+    const ProfilerRange range(gpt_.device(), "io");
     std::optional<Row> row = next();
     lap(&TimeSplit::rows);
     return row;
   };
   const auto timed_done = [&](const Row& row, Completion&& completion) {
     lap(&TimeSplit::host);
+    const ProfilerRange range(gpt_.device(), "io");
     done(row, std::move(completion));
     lap(&TimeSplit::rows);
   };
@@ -138,6 +140,7 @@ void Generator::forward(const Tensor& logits) {
   std::int64_t written = 0;
   const auto pass = [&](double TimeSplit::* part) {
     if (segments.empty()) return;
+    const ProfilerRange range(gpt_.device(), part == &TimeSplit::prefill ? "prefill" : "decode");
     gpt_.forward(tokens, segments, wanted, cache_, workspace_, logits.slice(written, written + std::ssize(wanted)));
     lap(part);
     written += std::ssize(wanted);
@@ -188,6 +191,7 @@ void Generator::draw(std::span<const std::size_t> places, const Tensor& logits, 
   const auto n = static_cast<std::int64_t>(places.size()), best = std::max<std::int64_t>(options_.logprobs, 0);
   const std::int64_t vocab = gpt_.config().vocab_size;
   if (n == 0) return;
+  const ProfilerRange range(gpt_.device(), "sampling");
   std::vector<SampleRow> rows;
   for (const std::size_t p : places) {
     const Place& place = schedule_.places()[p];
@@ -254,6 +258,7 @@ void Generator::step_everywhere(std::span<std::vector<std::int32_t>> records) {
 // The ranks exchange beats and, where each has only its own, records; all must agree. Returns whether all want to go on.
 bool Generator::meet(std::span<std::vector<std::int32_t>> records, bool go) {
   static_assert(sizeof(Beat) % sizeof(std::int32_t) == 0 && std::is_trivially_copyable_v<Beat>);
+  const ProfilerRange range(gpt_.device(), "collectives");
   constexpr std::size_t beat_words = sizeof(Beat) / sizeof(std::int32_t);
   const auto me = static_cast<std::size_t>(ranks_.rank());
   const bool with_records = options_.sync == Sync::tokens;

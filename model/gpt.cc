@@ -125,7 +125,7 @@ void Gpt::forward_chunk(std::span<const std::int32_t> tokens, std::span<const Se
                         const KvCache& cache, Workspace& workspace, const Tensor& logits) const {
   const Pass pass = device_.prepare(tokens, segments, wanted);
   const auto body = [&] { enqueue(pass, std::ssize(tokens), cache, workspace, logits); };
-  device_.run(pass, {serial_, cache.serial(), workspace.serial, logits.raw()}, std::cref(body));  // a reference fits into a function without memory of its own
+  device_.run(pass, {serial_, cache.serial(), workspace.serial, logits.raw(), cache.size()}, std::cref(body));  // a reference fits into a function without memory of its own
 }
 
 void Gpt::enqueue(const Pass& pass, std::int64_t t, const KvCache& cache, Workspace& workspace, const Tensor& logits) const {

@@ -64,6 +64,8 @@ std::int64_t expect_heads(const char* op, const Tensor& q, const Heads& h) {
 
 }  // namespace
 
+Device::Product Device::library_product(const Tensor&, const Tensor&, const Tensor&) { return {}; }
+
 TrainOps& Device::train_ops() { fail(Fault::usage, "training is not there for {} yet", describe()); }
 
 std::size_t Device::weight_bytes(DType dtype, std::int64_t k, std::int64_t n, Quantize quantize) const {
@@ -188,6 +190,14 @@ std::string cuda_versions() {
 #endif
 }
 
+std::string cudnn_versions() {
+#ifdef KVMESH_CUDA
+  return cuda::cudnn_versions();
+#else
+  return "not compiled in";
+#endif
+}
+
 std::unique_ptr<Device> make_device(std::string_view kind, const DeviceOptions& options) {
   check(kind == "cpu" || kind == "cuda" || kind == "auto", "--device {}: not one of cpu, cuda, auto", kind);
   check(options.threads >= 0, "a device has {} threads: expected 1 or more, or 0 for all", options.threads);
@@ -198,6 +208,7 @@ std::unique_ptr<Device> make_device(std::string_view kind, const DeviceOptions& 
 #else
   check(kind != "cuda", "--device cuda: this build has no CUDA");
 #endif
+  check(options.attention != Attention::cudnn, "--attention cudnn: for GPUs only, and this rank computes on the CPU");
   return std::make_unique<cpu::CpuDevice>(options.threads);
 }
 

@@ -86,6 +86,15 @@ class Device {
   /// Measures for about a second; nothing else should run on the device meanwhile. flops_per_s is that of matrix products in `dtype`.
   virtual Limits measure_limits(DType dtype) = 0;
 
+  /// For comparisons: what enqueues out [rows, N] = x [rows, K] · w [K, N] of plain row-major matrices as the device's library does it best, with no promise about bits. The
+  /// tensors' shapes and dtypes are those of the later calls. Empty: there is no such library.
+  using Product = std::function<void(const Tensor& x, const Tensor& w, const Tensor& out)>;
+  virtual Product library_product(const Tensor& x, const Tensor& w, const Tensor& out);
+
+  /// Names what the host does from here to end_range(), for a profiler that watches; ranges nest.
+  virtual void begin_range([[maybe_unused]] const char* name) {}
+  virtual void end_range() {}
+
   /// Where the operations take their turn: they may return before they are done, in this order (a cudaStream_t); null: they return when they are done.
   virtual void* queue() const { return nullptr; }
 
@@ -110,6 +119,7 @@ class Device {
   struct Work {
     std::uint64_t model = 0, cache = 0, workspace = 0;
     const void* out = nullptr;
+    std::int64_t slots = 0;  ///< of the cache's rings
     auto operator<=>(const Work&) const = default;
   };
   /// `body` enqueues the operations of `pass` and nothing else. A device may record them and, for a later pass of as many single tokens and the same
@@ -159,9 +169,26 @@ class Device {
   virtual void do_sample(const Tensor& logits, std::span<const SampleRow> rows, const SampleOut& out) = 0;
 };
 
+/// Whose attention a device uses. A row's bits are those of the row alone with the device's own kernels; with cuDNN they may depend on its company and its place in the
+/// ring, so that `automatic` takes the device's own.
+enum class Attention { automatic, own, cudnn };
+
+/// A range of a profiler's, as long as this lives.
+class ProfilerRange {
+ public:
+  ProfilerRange(Device& device, const char* name) : device_(device) { device_.begin_range(name); }
+  ~ProfilerRange() { device_.end_range(); }
+  ProfilerRange(const ProfilerRange&) = delete;
+  ProfilerRange& operator=(const ProfilerRange&) = delete;
+
+ private:
+  Device& device_;
+};
+
 struct DeviceOptions {
   int threads = 0;  ///< CPU threads of this rank; 0: as many as it may run on
   int gpu = 0;      ///< which of the GPUs that this process sees
+  Attention attention = Attention::automatic;
 };
 
 /// 1, 2, …: a number that nothing else in this process has.
@@ -170,7 +197,8 @@ std::uint64_t serial_number();
 /// The one factory. kind: "cpu", "cuda", or "auto" (cuda where it is compiled in and a GPU answers, else cpu).
 std::unique_ptr<Device> make_device(std::string_view kind, const DeviceOptions& options);
 
-/// The CUDA versions of this build and machine; "not compiled in".
+/// The CUDA versions of this build and machine, and cuDNN's; "not compiled in".
 std::string cuda_versions();
+std::string cudnn_versions();
 
 }  // namespace kvmesh

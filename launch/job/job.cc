@@ -24,13 +24,17 @@ DType dtype_of(const MeshOptions& options, const ModelConfig& config) {
 
 Quantize quantize_of(const MeshOptions& options) { return options.quantize == "int8" ? Quantize::int8 : Quantize::none; }
 
+Attention attention_of(const MeshOptions& options) {
+  return options.attention == "cudnn" ? Attention::cudnn : options.attention == "native" ? Attention::own : Attention::automatic;
+}
+
 Job::Job(const MeshOptions& options, const std::optional<ModelConfig>& shape, ProcessGroup& group) {
   group.set_deadline(std::chrono::duration<double>(options.comm_timeout));
   threads = fair_threads(group);
   if (options.threads > 0) threads = options.threads;
   ShardingRules().check_runnable(Mesh::parse(options.mesh, group.size()));
   if (options.device != "cpu") gpu_ = choose_gpu(group, options.share_gpus);
-  device = make_device(options.device, {.threads = threads, .gpu = gpu_.index});
+  device = make_device(options.device, {.threads = threads, .gpu = gpu_.index, .attention = attention_of(options)});
   pack_cache_ = options.pack_cache;
   config = with_context(shape ? *shape : read_config(options.checkpoint / "config.json"), options);
   dtype = dtype_of(options, config);

@@ -13,9 +13,10 @@
 
 namespace kvmesh {
 
-/// What --dtype and --quantize ask for.
 /// With --context as its seqlen.
 ModelConfig with_context(ModelConfig config, const MeshOptions& options);
+/// What --attention, --dtype and --quantize ask for.
+Attention attention_of(const MeshOptions& options);
 DType dtype_of(const MeshOptions& options, const ModelConfig& config);
 Quantize quantize_of(const MeshOptions& options);
 

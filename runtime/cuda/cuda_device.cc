@@ -60,11 +60,14 @@ CudaDevice::CudaDevice(const DeviceOptions& options) : gpu_(options.gpu) {
   must(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all));
   queue_ = {stream_->handle, properties_.multiProcessorCount, properties_.major >= 9};
   for (Upload* upload : {&pass_upload_, &rows_upload_}) must(cudaEventCreateWithFlags(&upload->done, cudaEventDisableTiming));
+  if (options.attention == Attention::cudnn) cudnn_ = std::make_unique<CudnnAttention>(stream_->handle, 10 * properties_.major + properties_.minor);
 }
 
-std::string CudaDevice::describe() const { return fmt::format("cuda ({}, sm_{}{}, CUDA {})", properties_.name, properties_.major, properties_.minor, versions()); }
+std::string CudaDevice::describe() const {
+  return fmt::format("cuda ({}, sm_{}{}, CUDA {}{})", properties_.name, properties_.major, properties_.minor, versions(), cudnn_ ? ", attention by " + cudnn_->name() : "");
+}
 
-std::string CudaDevice::kind() const { return fmt::format("cuda/sm_{}{}", properties_.major, properties_.minor); }
+std::string CudaDevice::kind() const { return fmt::format("cuda/sm_{}{}{}", properties_.major, properties_.minor, cudnn_ ? "/" + cudnn_->name() : ""); }
 
 std::int64_t CudaDevice::free_bytes() const {
   std::size_t free = 0, total = 0;
@@ -116,6 +119,7 @@ Tensor CudaDevice::resident(const Tensor& host) {
 void CudaDevice::grow(Tensor& memory, std::size_t bytes) {
   if (memory.defined() && memory.bytes() >= bytes) return;
   graphs_.clear();
+  rows_of_.reset();
   memory = empty(DType::u8, {static_cast<std::int64_t>(std::max(bytes, 2 * memory.bytes()))});
 }
 
@@ -134,6 +138,7 @@ void CudaDevice::end_upload(Upload& upload, std::size_t bytes) {
 }
 
 Pass CudaDevice::prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted) {
+  rows_of_.reset();
   std::int64_t tokens = std::ssize(ids);
   for (const Segment& s : segments) tokens = std::max(tokens, std::int64_t{s.offset} + s.count);
   const std::size_t runs_at = 0, ids_at = runs_at + rounded(segments.size_bytes()), wanted_at = ids_at + rounded(ids.size_bytes()),
@@ -198,22 +203,6 @@ RingTask CudaDevice::ring_of(const Tensor& q, const Pass& pass, const LayerCache
 
 void CudaDevice::do_norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, const HeadNorm& norm, const Tensor& q, const LayerCache& cache) {
   must(cuda::append(queue_, {ring_of(q, pass, cache), qkv.raw(), q.raw(), floats_or_null(rope), !norm.off, floats_or_null(norm.q), floats_or_null(norm.k), norm.eps}));
-}
-
-void CudaDevice::do_attention(const Tensor& q, const Pass& pass, const LayerCache& cache, std::int64_t window, const Tensor& out) {
-  const bool decode = std::all_of(pass.segments.begin(), pass.segments.end(), [](const Segment& s) { return s.count == 1; });
-  const RingTask ring = ring_of(q, pass, cache);
-  kvmesh::check(ring.head_dim <= largest_head, "attention: a head_dim of {}; with CUDA {} is the largest", ring.head_dim, largest_head);
-  const std::int64_t partial = attention_partial_floats(queue_, ring, decode);
-  if (partial > 0) {
-    grow(partial_, static_cast<std::size_t>(partial) * sizeof(float));
-    const std::size_t counters = static_cast<std::size_t>(ring.tokens * ring.kv_heads) * sizeof(unsigned);
-    if (!arrived_.defined() || arrived_.bytes() < counters) {
-      grow(arrived_, counters);
-      must(cudaMemsetAsync(arrived_.raw(), 0, arrived_.bytes(), stream_->handle));
-    }
-  }
-  must(cuda::attention(queue_, {ring, q.raw(), out.raw(), window, decode, static_cast<float*>(partial_.raw()), static_cast<unsigned*>(arrived_.raw())}));
 }
 
 void CudaDevice::do_copy_rows(const LayerCache& cache, std::int32_t source, std::int64_t from, std::int32_t target, std::int64_t to, std::int64_t count) {

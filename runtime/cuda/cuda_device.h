@@ -1,6 +1,7 @@
 // A GPU as a device: its memory, one stream on which everything happens in order, and the kernels.
 #pragma once
 
+#include "runtime/cuda/attention_cudnn.h"
 #include "runtime/cuda/kernels.h"
 #include "runtime/device.h"
 
@@ -8,6 +9,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <source_location>
 #include <tuple>
 
@@ -32,6 +34,9 @@ class CudaDevice final : public Device {
   std::string describe() const override;
   std::string kind() const override;
   Limits measure_limits(DType dtype) override;
+  Product library_product(const Tensor& x, const Tensor& w, const Tensor& out) override;
+  void begin_range(const char* name) override;
+  void end_range() override;
   void* queue() const override { return stream_->handle; }
   std::int64_t free_bytes() const override;
   Tensor empty(DType dtype, Shape shape) override;
@@ -48,18 +53,20 @@ class CudaDevice final : public Device {
     ~Upload() { cudaEventDestroy(done); }
   };
 
-  /// A pass's kernels, recorded: how many tokens and wanted rows, on what.
+  /// A pass's kernels, recorded: how many tokens and wanted rows, on what, and whether rows are left to our own attention beside cuDNN's.
   struct Graph {
     cudaGraphExec_t exec = nullptr;
     ~Graph() {
       if (exec) cudaGraphExecDestroy(exec);
     }
   };
-  using GraphKey = std::tuple<Work, std::int64_t, std::int64_t>;
+  using GraphKey = std::tuple<Work, std::int64_t, std::int64_t, bool>;
   static constexpr std::size_t most_graphs = 256;  ///< then all are forgotten
 
   std::size_t do_weight_bytes(DType dtype, std::int64_t k, std::int64_t n, Quantize quantize) const override;
   void do_pack_weight(const Tensor& source, DType dtype, Quantize quantize, void* target) const override;
+  /// Whether cuDNN attends and leaves rows over, for their keys wrap around the ring's end.
+  bool leaves_rows(std::span<const Segment> segments, std::int64_t size) const;
   void record(Graph& graph, const std::function<void()>& body);
 
   void do_gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out) override;
@@ -72,6 +79,10 @@ class CudaDevice final : public Device {
   void do_copy_rows(const LayerCache& cache, std::int32_t source, std::int64_t from, std::int32_t target, std::int64_t to, std::int64_t count) override;
   void do_sample(const Tensor& logits, std::span<const SampleRow> rows, const SampleOut& out) override;
 
+  void attend(const AttentionTask& task);
+  /// False: it is not for cuDNN. What cuDNN leaves over of a pass is attended by our own kernels after it.
+  bool attend_by_cudnn(AttentionTask task, std::span<const Segment> segments);
+  SdpaRows sdpa_rows_of(const RingTask& ring, std::int64_t window, std::int64_t segments, std::int64_t rows);
   RingTask ring_of(const Tensor& q, const Pass& pass, const LayerCache& cache) const;
   /// Pinned host memory of at least `bytes`, ready to be filled.
   std::byte* begin_upload(Upload& upload, std::size_t bytes);
@@ -87,6 +98,11 @@ class CudaDevice final : public Device {
   Upload pass_upload_, rows_upload_;
   std::map<GraphKey, Graph> graphs_;  // of the addresses that memory has now: grow() forgets them
   Tensor partial_, arrived_;  // attention's; arrived_ is zeros between kernels
+  std::unique_ptr<CudnnAttention> cudnn_;  // null: our own attention
+  Tensor sdpa_rows_, sdpa_workspace_;
+  /// What sdpa_rows_ holds of the pass that was prepared last: window, slots, heads, key heads, head_dim, rows.
+  using RowsKey = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+  std::optional<RowsKey> rows_of_;
 };
 
 }  // namespace kvmesh::cuda

@@ -128,6 +128,22 @@ constexpr std::int64_t largest_head = 256;  ///< head_dim of attention at most
 std::int64_t attention_partial_floats(const Queue& queue, const RingTask& ring, bool decode);
 cudaError_t attention(const Queue& queue, const AttentionTask& task);
 
+/// Where a pass's segments lie, as cuDNN is told it (attention_cudnn.h), for [rows] of them, and for our own attention: [tokens] the segment, or -1 where cuDNN
+/// serves it. Offsets in elements.
+struct SdpaRows {
+  std::int32_t *query_lengths, *key_lengths;   // [rows]
+  std::int32_t *query_offsets, *key_offsets;   // [rows + 1]
+  std::int32_t* left_over;                     // [tokens]
+};
+
+struct SdpaRowsTask {
+  RingTask ring;
+  std::int64_t window;
+  std::int64_t segments, rows;
+  SdpaRows out;
+};
+cudaError_t sdpa_rows(const Queue& queue, const SdpaRowsTask& task);
+
 cudaError_t sample(const Queue& queue, const SampleTask& task);
 
 }  // namespace kvmesh::cuda

@@ -35,41 +35,48 @@ double best_rate(cudaStream_t stream, const std::function<void()>& body) {
   return best;
 }
 
-/// x · y of size × size matrices, as the library does it best without workspace.
-class Product {
+cudaDataType type_of(const Tensor& t) { return t.dtype() == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F; }
+
+/// out [rows, n] = x [rows, k] · w [k, n], as the library's first choice does it. It counts columns first, so that to it this is out' = w' · x'.
+class LibraryProduct {
  public:
-  Product(DType dtype, std::int64_t size) {
-    const cudaDataType type = dtype == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F;
-    const auto n = static_cast<std::uint64_t>(size);
+  LibraryProduct(const Tensor& x, const Tensor& w, const Tensor& out, const Tensor& workspace) : workspace_(workspace) {
     must(cublasLtCreate(&handle_));
     must(cublasLtMatmulDescCreate(&product_, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    must(cublasLtMatrixLayoutCreate(&matrix_, type, n, n, size));
+    for (const auto& [matrix, tensor] : {std::pair(&w_, &w), {&x_, &x}, {&out_, &out}}) {
+      must(cublasLtMatrixLayoutCreate(matrix, type_of(*tensor), static_cast<std::uint64_t>(tensor->size(1)), static_cast<std::uint64_t>(tensor->size(0)), tensor->size(1)));
+    }
     cublasLtMatmulPreference_t preference;
+    const std::uint64_t bytes = workspace_.bytes();
     must(cublasLtMatmulPreferenceCreate(&preference));
+    must(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes));
     int found = 0;
-    must(cublasLtMatmulAlgoGetHeuristic(handle_, product_, matrix_, matrix_, matrix_, matrix_, preference, 1, &algorithm_, &found));
+    must(cublasLtMatmulAlgoGetHeuristic(handle_, product_, w_, x_, out_, out_, preference, 1, &algorithm_, &found));
     must(cublasLtMatmulPreferenceDestroy(preference));
-    if (found == 0) fail(Fault::rank, "cuBLASLt has no product of {} matrices of {} × {}", name_of(dtype), size, size);
+    if (found == 0) fail(Fault::rank, "cuBLASLt has no product {} · {} of {}", to_string(x.shape()), to_string(w.shape()), name_of(x.dtype()));
   }
-  ~Product() {
-    cublasLtMatrixLayoutDestroy(matrix_);
+  ~LibraryProduct() {
+    for (const cublasLtMatrixLayout_t matrix : {w_, x_, out_}) cublasLtMatrixLayoutDestroy(matrix);
     cublasLtMatmulDescDestroy(product_);
     cublasLtDestroy(handle_);
   }
-  Product(const Product&) = delete;
-  Product& operator=(const Product&) = delete;
+  LibraryProduct(const LibraryProduct&) = delete;
+  LibraryProduct& operator=(const LibraryProduct&) = delete;
 
-  void operator()(const Tensor& x, const Tensor& y, const Tensor& out, cudaStream_t stream) const {
+  void operator()(const Tensor& x, const Tensor& w, const Tensor& out, cudaStream_t stream) const {
     const float one = 1, zero = 0;
-    must(cublasLtMatmul(handle_, product_, &one, x.raw(), matrix_, y.raw(), matrix_, &zero, out.raw(), matrix_, out.raw(), matrix_, &algorithm_.algo, nullptr, 0, stream));
+    must(cublasLtMatmul(handle_, product_, &one, w.raw(), w_, x.raw(), x_, &zero, out.raw(), out_, out.raw(), out_, &algorithm_.algo, workspace_.raw(), workspace_.bytes(), stream));
   }
 
  private:
+  Tensor workspace_;
   cublasLtHandle_t handle_ = nullptr;
   cublasLtMatmulDesc_t product_ = nullptr;
-  cublasLtMatrixLayout_t matrix_ = nullptr;
+  cublasLtMatrixLayout_t w_ = nullptr, x_ = nullptr, out_ = nullptr;
   cublasLtMatmulHeuristicResult_t algorithm_{};
 };
+
+constexpr std::int64_t workspace_bytes = std::int64_t{32} << 20;
 
 }  // namespace
 
@@ -93,10 +100,15 @@ Limits CudaDevice::measure_limits(DType dtype) {
     }
   }
   const Tensor x = resident(host), y = resident(host);
-  const Product product(dtype, size);
+  const LibraryProduct product(x, y, out, empty(DType::u8, {workspace_bytes}));
   const auto n = static_cast<double>(size);
   limits.flops_per_s = 2 * n * n * n * best_rate(stream_->handle, [&] { product(x, y, out, stream_->handle); });
   return limits;
+}
+
+Device::Product CudaDevice::library_product(const Tensor& x, const Tensor& w, const Tensor& out) {
+  const auto product = std::make_shared<LibraryProduct>(x, w, out, empty(DType::u8, {workspace_bytes}));
+  return [product, stream = stream_->handle](const Tensor& x_, const Tensor& w_, const Tensor& out_) { (*product)(x_, w_, out_, stream); };
 }
 
 }  // namespace kvmesh::cuda

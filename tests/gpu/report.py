@@ -22,6 +22,11 @@ def bench_table(steps):
         lines.append(f"| {s['name']} | {f['prefill']['tokens_per_s']:.0f} | {f['decode']['tokens_per_s']:.1f} | {f['decode']['ms_per_step']:.3f} "
                      f"| {f['decode']['bytes_per_s'] / 1e9:.1f} of {limits['bytes_per_s'] / 1e9:.1f} | {f['prefill']['flops_per_s'] / 1e12:.3g} of {limits['flops_per_s'] / 1e12:.3g} "
                      f"| {s['phase']} {100 * fraction(s):.0f} % | {aim} |")
+    lines.append("")
+    for s in steps:
+        bits = s.get("figures", {}).get("equal_bits")
+        if bits:
+            lines.append(f"Equal bits, {s['name']}: products take {bits['decode_ratio']:.2f} of cuBLASLt's time in a decode step, {bits['prefill_ratio']:.2f} in a chunk of a prompt.")
     return lines + [""]
 
 
@@ -43,6 +48,8 @@ def markdown(about, steps, seconds):
         of = [sum(result == r for _, result, _ in s["cases"]) for r in ("passed", "failed", "skipped")]
         lines.append(f"| {s['kind']} {s['name']} | {s['result']} | {s['seconds']:.1f} | {', '.join(map(str, of)) if s['cases'] else ''} |")
     lines.append("")
+    notes = [f"* {s['name']}: {note}" for s in steps for note in s.get("notes", [])]
+    lines += ["## Notes", "", *notes, ""] if notes else []
     for s in steps:
         if s["result"] in ("failed", "time over"):
             failed = [name for name, result, _ in s["cases"] if result == "failed"]

@@ -12,10 +12,11 @@ from pathlib import Path
 
 RUN = Path(__file__).resolve().with_name("run")
 BENCH = {"prefill": {"tokens_per_s": 1e6, "flops_per_s": 3e14, "peak_fraction": 0.375}, "limits": {"flops_per_s": 8e14, "bytes_per_s": 4e12}, "ranks": 1,
-         "decode": {"tokens_per_s": 9e3, "bytes_per_s": 3e12, "bandwidth_fraction": 0.75, "ms_per_step": 0.111}}
+         "decode": {"tokens_per_s": 9e3, "bytes_per_s": 3e12, "bandwidth_fraction": 0.75, "ms_per_step": 0.111}, "equal_bits": {"decode_ratio": 1.1, "prefill_ratio": 2.5}}
 KVMESH = f"""case $1 in
 --version) printf 'kvmesh 9\\nNCCL: 1.2.3\\n' ;;
 bench) case "$*" in
+  *cudnn*) echo "kvmesh: --attention cudnn: libcudnn.so.9: cannot open shared object file"; exit 1 ;;
   *float32*) echo "the GPU is on fire"; exit 70 ;;
   *) while [ "$1" != --json ]; do shift; done; echo '{json.dumps(BENCH)}' >"$2" ;;
   esac ;;
@@ -73,7 +74,7 @@ class Run(unittest.TestCase):
 
     def test_every_step_is_reported_whatever_the_others_did(self):
         tests = [
-            entry("passes", f"printf '{CASES}'"),
+            entry("passes", f"printf 'note: its bits are others\\n{CASES}'"),
             entry("fails", "printf '[  FAILED  ] Suite.bad (7 ms)\\n'; echo 'expected 1, got 2'; exit 1"),
             entry("hangs", f"(trap '' TERM; sleep 61.25; touch {self.folder}/survived) & sleep 60", TIMEOUT=0.5),
             entry("skips", "exit 77", SKIP_RETURN_CODE=77),
@@ -95,7 +96,8 @@ class Run(unittest.TestCase):
         self.assertEqual((self.result("memcheck passes"), self.result("racecheck passes")), ("passed", "failed"))
         self.assertIn("--tool memcheck --error-exitcode 99 sh -c", (self.folder / "bin/sanitized").read_text())
         self.assertEqual((report["gpus"], report["driver"], report["kvmesh"]), ([{"name": "NVIDIA Test GPU", "memory": "81559 MiB"}], "580.1", ["kvmesh 9", "NCCL: 1.2.3"]))
-        for part in ("# Run on NVIDIA Test GPU", "| NCCL | 1.2.3 |", "| test fails | failed |", "Failed: Suite.bad", "the GPU is on fire",
+        self.assertEqual(self.result("decode, 32 rows, cuDNN's attention"), "skipped")
+        for part in ("# Run on NVIDIA Test GPU", "* passes: its bits are others", "take 1.10 of cuBLASLt's time in a decode step, 2.50 in", "| NCCL | 1.2.3 |", "| test fails | failed |", "Failed: Suite.bad", "the GPU is on fire",
                      "| decode, 256 rows, bfloat16 | 1000000 | 9000.0 | 0.111 | 3000.0 of 4000.0 | 300 of 800 | decode 75 % | 50 % |", "| prefill 38 % | 50 % |"):
             self.assertIn(part, text)
 

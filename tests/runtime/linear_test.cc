@@ -261,6 +261,26 @@ TEST(Linear, ResidualAddsAreIndependentToo) {
   EXPECT_TRUE(rows_are_independent(product, x, 100, DType::bf16));
 }
 
+// What bench compares with: the same numbers, of which no bit is promised.
+TEST(Linear, TheLibrarysProductIsTheSameProduct) {
+  const auto device = test_device();
+  for (const DType dtype : float_types()) {
+    for (const DType out_dtype : {dtype, DType::f32}) {
+      for (const std::int64_t rows : {1, 5, 48}) {
+        const Tensor x = random_tensor(dtype, {rows, 64}, 12), w = random_tensor(dtype, {64, 40}, 13);
+        const Tensor there = up(*device, x), weight = up(*device, w), out = device->empty(out_dtype, {rows, 40});
+        const Device::Product product = device->library_product(there, weight, out);
+        ASSERT_EQ(static_cast<bool>(product), on_cuda());
+        if (!product) return;
+        product(there, weight, out);
+        const Sums sums(x, values(w));
+        const Tensor got = down(*device, out);
+        for (std::int64_t i = 0; i < got.numel(); ++i) ASSERT_NEAR(get(got, i), sums.sum[i], tolerance(out_dtype) * std::abs(sums.sum[i]) + 1e-5 * sums.size[i]) << name_of(dtype) << ", " << rows << " rows, " << i;
+      }
+    }
+  }
+}
+
 // The check must be able to fail: a product that splits k when it has few rows is what libraries do.
 TEST(Linear, TheCheckCatchesASplitOfKByTheNumberOfRows) {
   constexpr std::int64_t k = 96, n = 8;
