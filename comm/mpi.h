@@ -24,7 +24,7 @@ struct Ranks {
 
 /// Between MPI_Init and MPI_Finalize; collective over all ranks of the job, as MPI builds a communicator of its own for it. Tensors
 /// lie in host memory and travel as bytes: all hosts have the same byte order. What is larger than `piece` bytes (1 … 2³¹ - 1) goes
-/// in pieces, and the deadline holds for each of them. One thread at a time, the one that started MPI.
+/// in pieces, and the deadline holds for each of them. One thread at a time: the one that started MPI, or one that polls a Pending while that one computes.
 std::unique_ptr<Communicator> make_mpi_communicator(Ranks ranks, std::shared_ptr<Deadline> deadline, std::int64_t piece = std::int64_t{64} << 20);
 
 /// Throws Error(Fault::rank) in MPI's own words unless `code` is MPI_SUCCESS; `what` is the call.

@@ -46,9 +46,9 @@ struct ProcessGroup::Impl {
 ProcessGroup::ProcessGroup(int& argc, char**& argv, std::chrono::duration<double> deadline) : impl_(std::make_unique<Impl>()) {
   set_deadline(deadline);
   int provided = 0;
-  check_mpi(MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
+  check_mpi(MPI_Init_thread(&argc, &argv, MPI_THREAD_SERIALIZED, &provided), "MPI_Init_thread");
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
-  if (provided < MPI_THREAD_FUNNELED) fail(Fault::rank, "this MPI does not support threads beside the one that calls it");
+  if (provided < MPI_THREAD_SERIALIZED) fail(Fault::rank, "this MPI may not be called by one thread after another");
   impl_->world = make_mpi_communicator(Ranks::all, impl_->deadline);
   impl_->host = make_mpi_communicator(Ranks::of_this_host, impl_->deadline);
   impl_->end = make_mpi_communicator(Ranks::all, impl_->end_deadline);

@@ -387,7 +387,7 @@ std::optional<ProgressOptions> parse_progress_options(std::span<const std::strin
 std::optional<TrainCommandOptions> parse_train_options(std::span<const std::string> args, bool speak) {
   TrainCommandOptions o;
   OptimizerOptions& opt = o.optimizer;
-  std::string checkpoint, output, metrics, optimizer = "muon", rows = "filled", documents = "joined", rule = "cautious", schedule = "blocks";
+  std::string checkpoint, output, metrics, optimizer = "muon", rows = "filled", documents = "joined", rule = "cautious", schedule = "blocks", reduce = "tree";
   double lr = 0, floor = -1;
   std::int64_t seed = 0;
   opt.steps = 0;
@@ -422,6 +422,7 @@ std::optional<TrainCommandOptions> parse_train_options(std::span<const std::stri
       ("weight-decay", value(opt.weight_decay, "W"), "of the blocks' matrices, times the learning rate")  //
       ("decay-rule", value(rule, "RULE"), "cautious: where the step shrinks a weight; original: where it does not; plain: everywhere")  //
       ("clip", value(opt.clip, "NORM"), "the gradient's norm, at most; 0: no limit")  //
+      ("reduce", value(reduce, "HOW"), "tree: gradients are summed to the same bits on any number of ranks; library: by MPI's all-reduce, which is faster on many")  //
       ("recompute", po::bool_switch(&o.recompute), "keep only what enters each block and compute the rest again: less memory, a third more work")  //
       ("save-every", value(o.save_every, "STEPS"), "between saves; 0: at the end, or when stopped")  //
       ("keep", value(o.keep, "N"), "saved steps that stay, besides the best")  //
@@ -449,6 +450,7 @@ std::optional<TrainCommandOptions> parse_train_options(std::span<const std::stri
   o.rows.documents_apart = choose<bool>("documents", documents, {{"joined", false}, {"apart", true}});
   opt.muon = choose<bool>("optimizer", optimizer, {{"muon", true}, {"adamw", false}});
   opt.rule = choose<DecayRule>("decay-rule", rule, {{"cautious", DecayRule::cautious}, {"original", DecayRule::original}, {"plain", DecayRule::plain}});
+  o.library_sum = choose<bool>("reduce", reduce, {{"tree", false}, {"library", true}});
   opt.schedule_all = choose<bool>("schedule", schedule, {{"blocks", false}, {"all", true}});
   check(opt.steps >= 1, "--steps {}: must be at least 1", opt.steps);
   check(o.batch_rows >= 1 && o.micro_rows >= 1 && o.batch_rows % o.micro_rows == 0, "--batch-rows {} is not a multiple of --micro-rows {}", o.batch_rows, o.micro_rows);

@@ -130,6 +130,7 @@ struct TrainCommandOptions {
   std::int64_t sample_every = 0, sample_tokens = 64;
   float sample_temperature = 0;
   std::filesystem::path metrics;
+  bool library_sum = false;          ///< TrainerOptions'
   bool recompute = false, no_peak = false, fresh = false;
 };
 std::optional<TrainCommandOptions> parse_train_options(std::span<const std::string> args, bool speak);

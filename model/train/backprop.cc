@@ -120,7 +120,7 @@ void Backprop::weight_gradient(const Tensor& x, const Weight& dy, const Tensor& 
   device_.linear(turned, dy, more ? Epilogue::add : Epilogue::none, out);
 }
 
-void Backprop::block_backward(std::size_t i, const Tensor& gradient) {
+void Backprop::block_backward(std::size_t i, const Tensor& gradient, const Complete& complete) {
   const std::int64_t T = tokens_, heads = config_.q_heads * config_.head_dim();
   const auto eps = static_cast<float>(config_.norm_eps);
   const Activations& a = activations(i);
@@ -131,26 +131,30 @@ void Backprop::block_backward(std::size_t i, const Tensor& gradient) {
   const Tensor rounded = dtype_ == DType::bf16 ? dx_low : Tensor();
 
   weight_gradient(hidden, packed(dx_low), layout_.of(m[3], gradient));
+  complete(m[3]);
   device_.linear(dx_low, turned.fc2, Epilogue::none, dhidden);
   ops_.relu_squared_backward(hidden, dhidden);
   device_.norm(middle, {eps}, normed);
   weight_gradient(normed, packed(dhidden), layout_.of(m[2], gradient));
+  complete(m[2]);
   const Tensor dnormed = rows_of(dnormed_, T, config_.d_emb);
   device_.linear(dhidden, turned.fc1, Epilogue::none, dnormed);
   ops_.rms_norm_backward(middle, dnormed, eps, dx, rounded);
 
   weight_gradient(attended, packed(dx_low), layout_.of(m[1], gradient));
+  complete(m[1]);
   const Tensor dattended = rows_of(dnormed_, T, heads), dq = dq_.slice(0, T), dk = dk_.slice(0, T), dv = dv_.slice(0, T), dqkv = dheads_.slice(0, T);
   device_.linear(dx_low, turned.wo, Epilogue::none, dattended);
   ops_.attention_backward(a.q.slice(0, T), pass_, a.cache, layers_[i].window, attended, dattended, dq, dk, dv);
   ops_.norm_rope_backward(a.qkv.slice(0, T), dq, dk, dv, pass_, a.cache, layers_[i].rope ? rope_ : Tensor(), eps, dqkv);
   device_.norm(x, {eps}, normed);
   weight_gradient(normed, packed(dqkv), layout_.of(m[0], gradient));
+  complete(m[0]);
   device_.linear(dqkv, turned.qkv, Epilogue::none, dnormed);
   ops_.rms_norm_backward(x, dnormed, eps, dx, rounded);
 }
 
-LossSum Backprop::run(const TrainBatch& batch, float scale, const Tensor* gradient) {
+LossSum Backprop::run(const TrainBatch& batch, float scale, const Tensor* gradient, const Complete& complete) {
   tokens_ = std::ssize(batch.ids);
   check(tokens_ > 0 && tokens_ <= capacity_ && batch.targets.size() == batch.ids.size(), "a micro-batch of {} tokens and {} targets, room for {}", tokens_,
         batch.targets.size(), capacity_);
@@ -181,17 +185,24 @@ LossSum Backprop::run(const TrainBatch& batch, float scale, const Tensor* gradie
   for (const std::int32_t target : batch.targets) sum.tokens += target >= 0;
   if (!gradient) return sum;
 
+  complete(layout_.matrices.back());
   for (std::size_t i = layers_.size(); i-- > 0;) {
     if (recompute_ && i + 1 < layers_.size()) block_forward(i, inputs_[i].slice(0, T));
-    block_backward(i, *gradient);
+    block_backward(i, *gradient, complete);
   }
   const Tensor embed = layout_.of(layout_.matrices.front(), *gradient);
   ops_.zero(embed);
   ops_.scatter_rows(pass_.ids, dx_.slice(0, T), embed);
+  complete(layout_.matrices.front());
   return sum;
 }
 
-LossSum Backprop::loss(const TrainBatch& batch) { return run(batch, 0, nullptr); }
-LossSum Backprop::loss_and_gradient(const TrainBatch& batch, float scale, const Tensor& gradient) { return run(batch, scale, &gradient); }
+LossSum Backprop::loss(const TrainBatch& batch) { return run(batch, 0, nullptr, {}); }
+
+LossSum Backprop::loss_and_gradient(const TrainBatch& batch, float scale, const Tensor& gradient, const Complete& complete) {
+  return run(batch, scale, &gradient, [&](const Matrix& m) {
+    if (complete) complete(m);
+  });
+}
 
 }  // namespace kvmesh

@@ -7,6 +7,7 @@
 #include "model/train/parameters.h"
 #include "runtime/train_ops.h"
 
+#include <functional>
 #include <vector>
 
 namespace kvmesh {
@@ -33,8 +34,9 @@ class Backprop {
 
   /// Logits are those of Gpt::forward with the same tokens.
   LossSum loss(const TrainBatch& batch);
-  /// Writes the gradient of scale · nats to all of `gradient` f32 [layout.size].
-  LossSum loss_and_gradient(const TrainBatch& batch, float scale, const Tensor& gradient);
+  /// Writes the gradient of scale · nats to all of `gradient` f32 [layout.size], the layout's last matrix first; `complete`, if given, is told of each that is there.
+  using Complete = std::function<void(const Matrix& matrix)>;
+  LossSum loss_and_gradient(const TrainBatch& batch, float scale, const Tensor& gradient, const Complete& complete = {});
 
   /// The model with the present parameters, sharing their memory.
   Gpt gpt() const { return {config_, dtype_, weights_, device_}; }
@@ -54,9 +56,9 @@ class Backprop {
   Weight packed(const Tensor& x);
   const Activations& activations(std::size_t layer) const { return kept_[recompute_ ? 0 : layer]; }
   void block_forward(std::size_t layer, const Tensor& x);
-  void block_backward(std::size_t layer, const Tensor& gradient);
+  void block_backward(std::size_t layer, const Tensor& gradient, const Complete& complete);
   void weight_gradient(const Tensor& x, const Weight& dy, const Tensor& out, bool more = false);
-  LossSum run(const TrainBatch& batch, float scale, const Tensor* gradient);
+  LossSum run(const TrainBatch& batch, float scale, const Tensor* gradient, const Complete& complete);
 
   ModelConfig config_;
   DType dtype_;

@@ -15,7 +15,7 @@ struct TrainMemory {
   std::int64_t gradients = 0;    ///< sums of micro-batches', and their exchange
   std::int64_t optimizer = 0;
   std::int64_t activations = 0;  ///< of a micro-batch, with the head's logits
-  std::int64_t saving = 0;       ///< copies, on rank 0 as long as they are written
+  std::int64_t saving = 0;       ///< copies, on rank 0 only, as long as they are written
   std::int64_t sampling = 0;
 
   std::int64_t bytes() const { return parameters + weights + gradients + optimizer + activations + saving + sampling; }

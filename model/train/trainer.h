@@ -1,14 +1,15 @@
-// Steps of data-parallel training: gradients of this rank's micro-batches, one sum over all ranks in the order of a fixed tree, each
-// rank's share of the update, and the new parameters back on every rank. Everything that a step gives is the same on all ranks, and the
-// same bits for any number of them.
+// Steps of data-parallel training: gradients of this rank's micro-batches, one sum over all ranks in the order of a fixed tree (those of
+// the last layers while the first ones are computed), each rank's share of the update, and the new parameters back on every rank. Everything that a step gives is the same on all ranks, and
+// the same bits for any number of them (but for library_sum).
 #pragma once
 
 #include "comm/communicator.h"
-#include "comm/tree_sum.h"
+#include "comm/vector_sum.h"
 #include "model/train/backprop.h"
 #include "model/train/data.h"
 #include "model/train/optimizer.h"
 
+#include <memory>
 #include <span>
 
 namespace kvmesh {
@@ -23,7 +24,11 @@ struct TrainerOptions {
   OptimizerOptions optimizer;
   BatchShape batch;        ///< of this rank
   bool recompute = false;  ///< Backprop's
+  bool library_sum = false;  ///< gradients by LibrarySum, not TreeSum
 };
+
+/// Of gradients: a piece a matrix, in the order in which Backprop completes them.
+SumPlan gradient_plan(const ParamLayout& layout, const BatchShape& batch, Owners owners);
 
 /// A rank's seconds since they were last asked for; the parts add up to what the steps took.
 struct StepTimes {
@@ -38,7 +43,7 @@ class Trainer {
   /// All parameters, f32 [layout.size]: the same on every rank. After changing them: parameters_changed().
   const Tensor& parameters() const { return vector_; }
   void parameters_changed();
-  Optimizer& optimizer() { return optimizer_; }
+  const Optimizer& optimizer() const { return optimizer_; }
   Gpt gpt() const { return backprop_.gpt(); }
 
   struct Step {
@@ -55,10 +60,15 @@ class Trainer {
 
   /// Throws NotFinite, which names `what` and the matrix, unless all numbers of a vector f32 [layout.size] are finite.
   void check_finite(const Tensor& vector, const std::string& what) const;
+  /// The same of the ranks' own elements of one, f32 [own elements]. Collective.
+  void check_own_finite(const Tensor& own, const std::string& what) const;
 
   const StepTimes& times() const { return times_; }
 
  private:
+  /// All ranks' square sums (Optimizer) of a vector. Collective.
+  Tensor gathered_squares(const Tensor& own) const;
+
   ModelConfig config_;
   TrainOps& ops_;
   Communicator& ranks_;
@@ -67,8 +77,8 @@ class Trainer {
   Tensor vector_;
   Backprop backprop_;
   Optimizer optimizer_;
-  TreeSum sum_;
-  Tensor own_gradient_;  // f32 [own]
+  Tensor own_gradient_;  // f32 [own elements]
+  std::unique_ptr<VectorSum> sum_;
   StepTimes times_;
 };
 

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <random>
@@ -228,6 +229,33 @@ TEST_F(Backwards, LongRows) {
       wrong += (whole.data<float>()[at] - slope) * (whole.data<float>()[at] - slope);
     }
     EXPECT_LT(std::sqrt(wrong), 1e-4 * std::sqrt(squares) + 1e-9) << m.name;
+  }
+}
+
+// What may be sent while the rest is computed: nothing changes any more, and from the vector's end on.
+TEST_F(Backwards, TellsOfEachMatrixThatIsComplete) {
+  const auto device = make_device("cpu", {.threads = 2});
+  const ModelConfig config = small_config();
+  const ParamLayout layout(config);
+  for (const bool recompute : {false, true}) {
+    Backprop backprop(config, DType::f32, *device, layout, {.rows = 2, .recompute = recompute});
+    const Tensor vector = host_tensor(DType::f32, {layout.size}), gradient = host_tensor(DType::f32, {layout.size}), then = host_tensor(DType::f32, {layout.size});
+    initialize(config, layout, Init::copying, 4, vector);
+    backprop.set_parameters(vector);
+    std::fill(gradient.span<float>().begin(), gradient.span<float>().end(), 1e9f);
+    std::vector<std::string> told;
+    backprop.loss_and_gradient(make_batch(config, {{48}, {20, 11}}, 3), 0.5f, gradient, [&](const Matrix& m) {
+      told.push_back(m.name);
+      std::copy_n(gradient.data<float>() + m.offset, m.size(), then.data<float>() + m.offset);
+    });
+    ASSERT_EQ(told.size(), layout.matrices.size());
+    for (std::size_t i = 0; i < told.size(); ++i) {
+      const Matrix& m = layout.matrices[told.size() - 1 - i];
+      EXPECT_EQ(told[i], m.name);
+      const auto part = [&](const Tensor& x) { return x.slice(m.offset, m.offset + m.size()).span<float>(); };
+      EXPECT_TRUE(std::ranges::equal(part(gradient), part(then))) << m.name;
+      EXPECT_LT(*std::ranges::max_element(part(then)), 1e9f) << m.name << " was written";
+    }
   }
 }
 
