@@ -2,6 +2,7 @@
 #include "tests/comm/mpi_main.h"
 
 #include "comm/library_sum.h"
+#include "comm/mpi.h"
 #include "comm/tree_sum.h"
 
 #include <gmock/gmock-matchers.h>
@@ -78,7 +79,7 @@ TEST(TreeSum, IsTheRecursionsToTheBit) {
       for (int r = 0; r < ranks; ++r) {
         even.push_back({split(size, ranks, r)});
         uneven.push_back({r == 0 ? Range{size / 2, size / 2} : Range{size / 3, size - r / 2}});
-        const std::int64_t middle = size - size % 7 - size / 14 * 7;  // between two pieces
+        const std::int64_t middle = size - size / 14 * 7;  // between two pieces
         two.push_back({split(middle, ranks, r), split(size - middle, ranks, ranks - 1 - r)});
         two.back()[1] = {two.back()[1].begin + middle, two.back()[1].end + middle};
       }
@@ -213,6 +214,34 @@ TEST(LibrarySum, IsTheSum) {
   }
 }
 
+// The last rank does not come before all others have given up; in the middle of an exchange that has begun behind their backs.
+TEST(TreeSum, ARankThatDoesNotComeIsNamed) {
+  Communicator& world = group->world();
+  if (world.size() == 1) GTEST_SKIP() << "nobody to wait for";
+  const auto deadline = std::make_shared<Deadline>(Deadline{Seconds(0.3)});
+  Communicator* const impatient = make_mpi_communicator(Ranks::all, deadline).release();  // never freed: MPI may still use it
+  const SumPlan plan{world.size(), 70, pieces_of(70), std::vector<std::vector<Range>>(static_cast<std::size_t>(world.size()), {Range{0, 70}})};
+  const bool late = world.rank() == world.size() - 1;
+  const Tensor out = host_tensor(DType::f32, {70});
+  if (!late) {
+    TreeSum sum(*impatient, plan);
+    write_elements(sum.begin(out), sum.own_terms().begin, {0, 70});
+    for (std::size_t i = 0; i < 3; ++i) sum.complete(plan.pieces[i]);
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));  // it computes: longer than the deadline is no reason to give up
+    try {
+      sum.finish();
+      ADD_FAILURE() << "came back without rank " << world.size() - 1;
+    } catch (const Error& e) {
+      EXPECT_EQ(e.fault(), Fault::rank);
+      EXPECT_THAT(e.what(), ::testing::AllOf(::testing::HasSubstr("exchange: rank " + std::to_string(world.rank()) + " of"), ::testing::HasSubstr("waited 0."),
+                                             ::testing::HasSubstr(std::to_string(world.size() - 1) + ", which does not answer")));
+    }
+    EXPECT_TRUE(deadline->passed);
+    EXPECT_THROW(impatient->barrier(), Error) << "at once: the communicator can only be dropped";
+  }
+  world.barrier();
+}
+
 template <typename Call>
 void expect_error(Call call, const std::string& words) {
   try {
@@ -250,7 +279,7 @@ void expect_refusals() {
   write_elements(sum.begin(out), sum.own_terms().begin + 3, {0, 2});  // and it still works
   expect_error([&] { sum.complete({0, 1}); }, "not the next");
   sum.finish();
-  for (std::int64_t j = 0; j < 2; ++j) EXPECT_NEAR(out.data<float>()[j], naive_sum(terms, {0, 2})[static_cast<std::size_t>(j)], 1e-6f);
+  for (std::int64_t j = 0; j < 2; ++j) EXPECT_NEAR(out.data<float>()[j], naive_sum(terms, {0, 2})[static_cast<std::size_t>(j)], 1e-6f * 8192 * static_cast<float>(terms));
 }
 
 TEST(TreeSum, RefusesWhatCannotBe) { expect_refusals<TreeSum>(); }
