@@ -22,6 +22,9 @@ class TrainOps {
   virtual void transpose(const Tensor& x, const Tensor& out) = 0;
   /// f32 → bf16 or a copy.
   virtual void convert(const Tensor& x, const Tensor& out) = 0;
+  /// Columns of a symmetric matrix out f32 [n, n] and their mirror image: out[i, from + j] = out[from + j, i] = columns [from + b, b][i, j], j < b; where both lie in
+  /// the diagonal's block, columns' own.
+  virtual void mirror(const Tensor& columns, std::int64_t from, const Tensor& out) = 0;
   virtual void zero(const Tensor& x) = 0;
 
   /// dx f32 [T, D] += gradient that reaches x through rms_norm(x); `rounded`, if defined, is the sum as bf16.

@@ -1,3 +1,4 @@
+#include "model/train/muon_blocks.h"
 #include "model/train/optimizer.h"
 
 #include <algorithm>
@@ -8,29 +9,10 @@
 namespace kvmesh {
 namespace {
 
-constexpr std::int64_t block = 1 << 14;  // elements of a square sum; cuts are whole blocks from a matrix's beginning
+constexpr std::int64_t block = owned_block;
 
 Tensor rows_of(const Tensor& buffer, std::int64_t rows, std::int64_t columns) {
   return buffer.view({buffer.numel()}).slice(0, rows * columns).view({rows, columns});
-}
-
-/// What is made orthogonal as one: [height, width] with height ≤ width, `heads` of them one above the other, after a transposition of the whole if `turned`.
-struct Blocks {
-  std::int64_t height, width;
-  bool turned;
-};
-Blocks blocks_of(const Matrix& m) {
-  const std::int64_t rows = m.heads_are_rows ? m.rows / m.heads : m.rows, cols = m.heads_are_rows ? m.cols : m.cols / m.heads;
-  const bool turned = !m.heads_are_rows && (m.heads > 1 || rows > cols);
-  return turned ? Blocks{cols, rows, true} : Blocks{rows, cols, false};
-}
-
-/// Work for one element, in elements that AdamW moves: Newton and Schulz's products beside reading and writing memory.
-double work_of(const Matrix& m, const OptimizerOptions& o) {
-  if (!o.muon || m.group != Group::rest) return 1;
-  const Blocks b = blocks_of(m);
-  constexpr double flops_per_element = 500;
-  return 1 + o.newton_schulz_steps * static_cast<double>(b.height) * (4 + 2 * static_cast<double>(b.height) / static_cast<double>(b.width)) / flops_per_element;
 }
 
 /// f(matrix, its part that lies in one of the stretches, where this begins among all their elements).
@@ -50,52 +32,6 @@ void each_part(const ParamLayout& layout, std::span<const Range> stretches, cons
 constexpr std::int64_t small_area = 1 << 17;
 
 }  // namespace
-
-namespace {
-
-/// Neighbouring matrices, [matrices[0].offset, end), among the ranks.
-std::vector<Range> divide(std::span<const Matrix> matrices, std::int64_t end, const OptimizerOptions& o, int ranks) {
-  double total = 0;
-  for (const Matrix& m : matrices) total += work_of(m, o) * static_cast<double>(m.size());
-  std::vector<Range> owners;
-  std::int64_t begin = matrices.front().offset;
-  for (int r = 1; r < ranks; ++r) {
-    const double target = total * r / ranks;
-    double before = 0;
-    std::int64_t cut = end;
-    for (const Matrix& m : matrices) {
-      const double work = work_of(m, o), all = work * static_cast<double>(m.size());
-      if (before + all < target) {
-        before += all;
-        continue;
-      }
-      const bool whole = o.muon && m.group == Group::rest;
-      const double share = (target - before) / all;
-      cut = m.offset;
-      if (whole ? share > 0.5 : false) cut = m.offset + (m.size() + 15) / 16 * 16;
-      else if (!whole) cut += std::min(static_cast<std::int64_t>(share * static_cast<double>(m.size())) / block * block, m.size() / 16 * 16);
-      break;
-    }
-    cut = std::max(cut, begin);
-    owners.push_back({begin, cut});
-    begin = cut;
-  }
-  owners.push_back({begin, end});
-  return owners;
-}
-
-}  // namespace
-
-Owners divide(const ParamLayout& layout, const OptimizerOptions& o, int ranks) {
-  const std::span<const Matrix> all = layout.matrices;
-  Owners owners(static_cast<std::size_t>(ranks));
-  for (const auto& [from, to] : {std::pair<std::size_t, std::size_t>{0, 1}, {1, all.size() - 1}, {all.size() - 1, all.size()}}) {
-    if (from == to) continue;
-    const std::vector<Range> stretches = divide(all.subspan(from, to - from), to < all.size() ? all[to].offset : layout.size, o, ranks);
-    for (std::size_t r = 0; r < owners.size(); ++r) owners[r].push_back(stretches[r]);
-  }
-  return owners;
-}
 
 double scheduled_lr(const OptimizerOptions& o, std::int64_t step) {
   const auto t = static_cast<double>(step), warmup = static_cast<double>(o.warmup);
@@ -127,7 +63,7 @@ Optimizer::Sizes Optimizer::sizes_of(const ParamLayout& layout, const Device& de
     s.matrix = std::max(s.matrix, m.size());
     s.height[small] = std::max(s.height[small], b.height);
     s.area[small] = std::max(s.area[small], b.height * b.width);
-    s.packed[small] = std::max({s.packed[small], bytes(b.height, b.width), bytes(b.height, b.height)});
+    s.packed[small] = std::max(s.packed[small], bytes(b.height, b.width));
     s.packed_turned[small] = std::max(s.packed_turned[small], bytes(b.width, b.height));
   });
   return s;
@@ -227,16 +163,27 @@ Tensor Optimizer::rounded(const Tensor& x, const Workspace& w) const {
   return out;
 }
 
+/// out [n, n] = x [n, k] · xᵀ. Of a large one some columns at a time, down to the diagonal only: the products of two rows are the same bits in either order.
+void Optimizer::times_own_transpose(const Tensor& x, const Workspace& w, const Tensor& out) const {
+  const std::int64_t n = x.size(0), k = x.size(1), step = n < 256 ? n : (n / 4 + 63) / 64 * 64;
+  const Tensor rows = rounded(x, w);
+  for (std::int64_t from = 0; from < n; from += step) {
+    const std::int64_t to = std::min(n, from + step);
+    const Tensor turned = rows_of(w.transposed, k, to - from), columns = step == n ? out : rows_of(w.product, to, to - from);
+    ops_.transpose(x.slice(from, to), turned);
+    device_.linear(rows.slice(0, to), pack(turned, w.packed_turned), Epilogue::none, columns);
+    if (step < n) ops_.mirror(columns, from, out);
+  }
+}
+
 void Optimizer::orthogonalize(const Tensor& x, const Workspace& w) const {
   constexpr float a = 3.4445f, b = -4.775f, c = 2.0315f;
   const std::int64_t height = x.size(0), width = x.size(1);
-  const Tensor turned = rows_of(w.transposed, width, height), gram = rows_of(w.gram, height, height), square = rows_of(w.square, height, height),
-               product = rows_of(w.product, height, width);
+  const Tensor gram = rows_of(w.gram, height, height), square = rows_of(w.square, height, height), product = rows_of(w.product, height, width);
   ops_.scale_add(0, x, 1 / (static_cast<float>(std::sqrt(ops_.sum_squares(x))) + 1e-8f), x);
   for (int i = 0; i < options_.newton_schulz_steps; ++i) {
-    ops_.transpose(x, turned);
-    device_.linear(rounded(x, w), pack(turned, w.packed_turned), Epilogue::none, gram);
-    device_.linear(rounded(gram, w), pack(gram, w.packed), Epilogue::none, square);
+    times_own_transpose(x, w, gram);
+    times_own_transpose(gram, w, square);  // gram is symmetric
     ops_.scale_add(b, gram, c, square);
     device_.linear(rounded(square, w), pack(x, w.packed), Epilogue::none, product);
     ops_.scale_add(1, product, a, x);

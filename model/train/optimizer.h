@@ -74,6 +74,7 @@ class Optimizer {
   void each_square(std::span<const double> all, const std::function<void(const Matrix&, double)>& f) const;
   Workspace workspace(const Sizes& sizes, bool small) const;
   void orthogonalize(const Tensor& x, const Workspace& w) const;
+  void times_own_transpose(const Tensor& x, const Workspace& w, const Tensor& out) const;
   Weight pack(const Tensor& x, const Tensor& memory) const;
   Tensor rounded(const Tensor& x, const Workspace& w) const;
 

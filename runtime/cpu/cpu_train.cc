@@ -71,6 +71,20 @@ void CpuTrainOps::convert(const Tensor& x, const Tensor& out) {
   });
 }
 
+void CpuTrainOps::mirror(const Tensor& columns, std::int64_t from, const Tensor& out) {
+  const std::int64_t n = out.size(1), b = columns.size(1), tile = 32;
+  check_sizes((from + b) * b, {&columns});
+  const float* const in = columns.data<float>();
+  float* const to = out.data<float>();
+  pool_.parallel_for((from + b + tile - 1) / tile, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin * tile; i < std::min(end * tile, from + b); ++i) std::copy_n(in + i * b, b, to + i * n + from);
+    const std::int64_t last = std::min(end * tile, from);  // rows whose mirror image lies below the diagonal's block
+    for (std::int64_t j = 0; j < b; ++j) {
+      for (std::int64_t i = begin * tile; i < last; ++i) to[(from + j) * n + i] = in[i * b + j];
+    }
+  });
+}
+
 void CpuTrainOps::zero(const Tensor& x) {
   const auto bytes = static_cast<std::int64_t>(x.bytes());
   pool_.parallel_for(bytes, 1 << 20, [&](std::int64_t begin, std::int64_t end) {

@@ -21,6 +21,7 @@ class CpuTrainOps final : public TrainOps {
   void pack(const Tensor& source, const Weight& target) override;
   void transpose(const Tensor& x, const Tensor& out) override;
   void convert(const Tensor& x, const Tensor& out) override;
+  void mirror(const Tensor& columns, std::int64_t from, const Tensor& out) override;
   void zero(const Tensor& x) override;
   void rms_norm_backward(const Tensor& x, const Tensor& dy, float eps, const Tensor& dx, const Tensor& rounded) override;
   void norm_rope_backward(const Tensor& qkv, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Pass& pass, const LayerCache& cache,
