@@ -422,7 +422,7 @@ std::optional<TrainCommandOptions> parse_train_options(std::span<const std::stri
       ("weight-decay", value(opt.weight_decay, "W"), "of the blocks' matrices, times the learning rate")  //
       ("decay-rule", value(rule, "RULE"), "cautious: where the step shrinks a weight; original: where it does not; plain: everywhere")  //
       ("clip", value(opt.clip, "NORM"), "the gradient's norm, at most; 0: no limit")  //
-      ("reduce", value(reduce, "HOW"), "tree: gradients are summed to the same bits on any number of ranks; library: by MPI's all-reduce, which is faster on many")  //
+      ("reduce", value(reduce, "HOW"), "tree: gradients are summed to the same bits on any number of ranks; library: by MPI's all-reduce")  //
       ("recompute", po::bool_switch(&o.recompute), "keep only what enters each block and compute the rest again: less memory, a third more work")  //
       ("save-every", value(o.save_every, "STEPS"), "between saves; 0: at the end, or when stopped")  //
       ("keep", value(o.keep, "N"), "saved steps that stay, besides the best")  //

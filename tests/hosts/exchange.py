@@ -2,7 +2,7 @@
 """How much of a training step is exchange between hosts whose links are slow: a rank each on namespaces of one machine, every link limited by tc's tbf.
 
 As root: tests/hosts/exchange.py MBITS [KVMESH …]    medians of a step's parts on rank 0, for each binary in turns (KVMESH: the build's). From the environment: SHAPE,
-RANKS, MICRO (rows of a micro-batch), LEAVES (micro-batches of a rank), OPTIONS of train.
+RANKS, MICRO (rows of a micro-batch), LEAVES (micro-batches of a rank), TURNS, OPTIONS of train.
 """
 
 import json
@@ -18,12 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "launch"))
 from command_line import KVMESH, MPIRUN, config_of, write_checkpoint  # noqa: E402
 from train_test import write_shard  # noqa: E402
 
-TURNS, STEPS = 3, 5
+STEPS = 5
 
 
 def main(folder):
     mbits, binaries = int(sys.argv[1]), sys.argv[2:] or [KVMESH]
-    ranks, micro, leaves = (int(os.environ.get(name, default)) for name, default in (("RANKS", 2), ("MICRO", 8), ("LEAVES", 1)))
+    ranks, micro, leaves, turns = (int(os.environ.get(name, default)) for name, default in (("RANKS", 2), ("MICRO", 8), ("LEAVES", 1), ("TURNS", 3)))
     d, layers, vocab, seqlen = map(int, os.environ.get("SHAPE", "384,6,8192,256").split(","))
     all_hosts = hosts.Hosts(folder, ranks)
     for host in all_hosts.all:
@@ -34,7 +34,7 @@ def main(folder):
     checkpoint = write_checkpoint(folder / "start", {}, config_of(d, layers, seqlen, dtype="bfloat16") | {"vocab_size": vocab, "q_heads": d // 64, "kv_heads": d // 128})
     shard = write_shard(folder / "data.bin", 1, 4000)
     found = {binary: [] for binary in binaries}
-    for turn in range(TURNS):
+    for _ in range(turns):
         for binary in binaries:
             metrics = folder / "metrics.jsonl"
             words = [binary, "train", "--checkpoint", checkpoint, "--init", "original", "--data", shard, "--output", folder / "out", "--metrics", metrics, "--fresh", "--no-peak", "--steps", STEPS,
