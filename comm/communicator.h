@@ -49,8 +49,8 @@ class Communicator {
   void exchange(const Tensor& in, std::span<const std::int64_t> send_counts, const Tensor& out, std::span<const std::int64_t> receive_counts);
   /// exchange() that is only begun, in host memory; of several, each begins on all ranks in the same order. Device memory: done when it returns.
   std::unique_ptr<Pending> begin_exchange(const Tensor& in, std::span<const std::int64_t> send_counts, const Tensor& out, std::span<const std::int64_t> receive_counts);
-  /// Begins, in place: every element f32 becomes the sum over the ranks as the communicator's library adds them, in an order of its own: faster on many ranks, and
-  /// promised to be neither the bits of all_reduce nor those of another number of ranks. Host memory.
+  /// Begins, in place: every element f32 becomes the sum over the ranks as the communicator's library adds them, in an order of its own, which is
+  /// promised to be neither all_reduce's nor that of another number of ranks. Host memory.
   std::unique_ptr<Pending> begin_library_sum(const Tensor& inout);
   /// Returns when all ranks have come here.
   virtual void barrier() = 0;

@@ -1,5 +1,5 @@
-// A sum by the communication library's own all-reduce: less is sent where there are many ranks, but in which order it adds is its own affair, so that the bits
-// depend on the number of ranks, and may on more.
+// A sum by the communication library's own all-reduce, which knows the network. In which order it adds is its own affair, so that the bits depend on the number
+// of ranks, and may on more.
 #pragma once
 
 #include "comm/rounds.h"
