@@ -120,7 +120,7 @@ void Training::find_beginning() {
   on_first_rank(ranks_, [&] { held_ = lock_output(o_.mesh.output); });
   progress_.options = training_options(o_, job_, data_.options, data_.validation_files);
   check_agreement(ranks_, hash_of(progress_.options, 0), "what training depends on (options, weights, data, kind of device)");
-  if (!go_on(ranks_, o_, job_.config, layout_, trainer_, progress_)) {
+  if (!go_on(ranks_, *job_.device, o_, job_.config, layout_, trainer_, progress_)) {
     if (o_.init == "weights") read_parameters(o_.mesh.checkpoint, job_.config, layout_, trainer_.parameters());
     else initialize(job_.config, layout_, o_.init == "copying" ? Init::copying : Init::original, data_.options.seed, trainer_.parameters());
   }
@@ -170,7 +170,7 @@ void Training::save(const DataCursor& cursor) {
   for (const Tensor* own : {&optimizer.m(), &optimizer.v()}) trainer_.check_own_finite(*own, fmt::format("step {}: the optimizer's state", progress_.step));
   const auto collected = [&](const Tensor& own) {
     const Tensor whole = first_ ? host_tensor(DType::f32, {layout_.size}) : Tensor();
-    collect_state(ranks_, optimizer.owners(), own, whole);
+    collect_state(ranks_, *job_.device, optimizer.owners(), own, whole);
     return whole;
   };
   const Tensor m = collected(optimizer.m()), v = collected(optimizer.v());

@@ -92,8 +92,8 @@ class Device {
   /// Bytes that are free in the device's own memory; -1: it works in the host's.
   virtual std::int64_t free_bytes() const { return -1; }
 
-  /// What training needs besides (runtime/train_ops.h); owned by the device. An Error where that is not there.
-  virtual TrainOps& train_ops();
+  /// What training needs besides (runtime/train_ops.h); owned by the device.
+  virtual TrainOps& train_ops() = 0;
 
   /// Uninitialized memory of the device.
   virtual Tensor empty(DType dtype, Shape shape) = 0;
@@ -102,6 +102,9 @@ class Device {
 
   /// The same bytes where the device's operations read them: `host` itself or, on a device with memory of its own, a copy.
   virtual Tensor resident(const Tensor& host) = 0;
+  /// Memory of the device for what `host` holds, which copy() takes from one to the other: `host` itself or, on a device with memory of its own,
+  /// another tensor, uninitialized.
+  virtual Tensor counterpart(const Tensor& host) = 0;
   /// For passes over tokens that lie as `segments` say: ids [T] of them, or none, and `wanted` rows. The spans must outlive the pass, which is valid until
   /// the next is prepared.
   virtual Pass prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted) = 0;
@@ -131,7 +134,12 @@ class Device {
   void norm(const Tensor& x, const Norm& norm, const Tensor& out);
   /// out [T, N] = epilogue(x [T, K] · w [K, N] + bias); sums in float32 in an order fixed by K alone. x has w's dtype; out has it
   /// too, or is f32. `cap` > 0 is soft_cap's. Of integers: the sums with the integers, then · scale.
-  void linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap = 0);
+  void linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap = 0) { linear(x, w, epilogue, out, cap, 0, w.n); }
+  /// The same with out [T, width] wider than the weight: its columns [column, column + N); the others are not touched.
+  void linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap, std::int64_t column, std::int64_t width);
+  /// Columns [begin, end) of w as a weight of their own, in w's memory; `begin` is a multiple of column_unit, and w holds no integers.
+  Weight columns(const Weight& w, std::int64_t begin, std::int64_t end) const;
+  static constexpr std::int64_t column_unit = 64;  ///< columns of a packed weight that begin at a multiple of it lie behind those before them
   /// out [T, F] = silu(x[:, :F]) · x[:, F:] of x [T, 2·F], silu(x) = x / (1 + e^-x); in float32, rounded once. Source: Shazeer, "GLU Variants" (2020).
   void swiglu(const Tensor& x, const Tensor& out);
   /// From qkv [T, (H + 2·K)·h] (all query heads, then key heads, then value heads): q and k normed per head as `norm` says; RoPE'd by
@@ -151,7 +159,8 @@ class Device {
   virtual void do_gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out) = 0;
   virtual void do_add_positions(const Tensor& table, const Pass& pass, const Tensor& x) = 0;
   virtual void do_norm(const Tensor& x, const Norm& norm, const Tensor& out) = 0;
-  virtual void do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap) = 0;
+  /// To columns [column, column + w.n) of out.
+  virtual void do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap, std::int64_t column) = 0;
   virtual void do_swiglu(const Tensor& x, const Tensor& out) = 0;
   virtual void do_norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, const HeadNorm& norm, const Tensor& q, const LayerCache& cache) = 0;
   virtual void do_attention(const Tensor& q, const Pass& pass, const LayerCache& cache, std::int64_t window, const Tensor& out) = 0;

@@ -87,7 +87,7 @@ std::unique_ptr<File> open_metrics(const fs::path& name, bool fresh) {
   return file;
 }
 
-bool go_on(Communicator& ranks, const TrainCommandOptions& o, const ModelConfig& config, const ParamLayout& layout, const Trainer& trainer, TrainProgress& progress) {
+bool go_on(Communicator& ranks, Device& device, const TrainCommandOptions& o, const ModelConfig& config, const ParamLayout& layout, const Trainer& trainer, TrainProgress& progress) {
   TrainCheckpoint checkpoint;
   std::string text;
   on_first_rank(ranks, [&] {
@@ -105,8 +105,8 @@ bool go_on(Communicator& ranks, const TrainCommandOptions& o, const ModelConfig&
   if (checkpoint.parameters.defined()) std::memcpy(vector.raw(), checkpoint.parameters.raw(), vector.bytes());
   ranks.broadcast(vector, 0);
   const Optimizer& optimizer = trainer.optimizer();
-  spread_state(ranks, optimizer.owners(), checkpoint.m, optimizer.m());
-  spread_state(ranks, optimizer.owners(), checkpoint.v, optimizer.v());
+  spread_state(ranks, device, optimizer.owners(), checkpoint.m, optimizer.m());
+  spread_state(ranks, device, optimizer.owners(), checkpoint.v, optimizer.v());
   return true;
 }
 

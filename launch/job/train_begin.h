@@ -25,6 +25,6 @@ std::unique_ptr<File> open_metrics(const std::filesystem::path& name, bool fresh
 
 /// The newest saved step as rank 0 finds it, on every rank: only that rank need see the folder. progress.options is what is asked for now; other ones in the
 /// folder are an Error that names the first that differs. False if nothing is saved. Collective.
-bool go_on(Communicator& ranks, const TrainCommandOptions& options, const ModelConfig& config, const ParamLayout& layout, const Trainer& trainer, TrainProgress& progress);
+bool go_on(Communicator& ranks, Device& device, const TrainCommandOptions& options, const ModelConfig& config, const ParamLayout& layout, const Trainer& trainer, TrainProgress& progress);
 
 }  // namespace kvmesh

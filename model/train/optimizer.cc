@@ -101,12 +101,14 @@ std::int64_t Optimizer::memory(const ParamLayout& layout, Device& device, DType 
 }
 
 Tensor Optimizer::square_sums(const Tensor& gradient) const {
-  std::vector<double> sums;
+  const Tensor out = host_tensor(DType::f64, {square_counts()[static_cast<std::size_t>(rank_)]}), there = device_.counterpart(out);
+  std::int64_t done = 0;
   each_part(layout_, own(), [&](const Matrix&, Range part, std::int64_t at) {
-    for (std::int64_t i = 0; i < part.size(); i += block) sums.push_back(ops_.sum_squares(gradient.slice(at + i, at + std::min(i + block, part.size()))));
+    const std::int64_t count = (part.size() + block - 1) / block;
+    ops_.square_sums(gradient.slice(at, at + part.size()), there.slice(done, done + count));
+    done += count;
   });
-  const Tensor out = host_tensor(DType::f64, {std::ssize(sums)});
-  std::copy(sums.begin(), sums.end(), out.data<double>());
+  device_.copy(there, out);
   return out;
 }
 

@@ -48,12 +48,12 @@ class Optimizer {
   const Owners& owners() const { return owners_; }
   const std::vector<Range>& own() const { return owners_[static_cast<std::size_t>(rank_)]; }
 
-  /// The state of own(), one stretch after another: momentum, and AdamW's second moment (zero where Muon rules), f32.
+  /// The state of own(), one stretch after another: momentum, and AdamW's second moment (zero where Muon rules), f32. In the device's memory, as all that step() works on.
   const Tensor& m() const { return m_; }
   const Tensor& v() const { return v_; }
 
   /// Sums of squares of own gradients, f64, one a block of the vector, and their number by rank.
-  Tensor square_sums(const Tensor& gradient) const;
+  Tensor square_sums(const Tensor& gradient) const;  // in the host's memory
   std::vector<std::int64_t> square_counts() const;
   /// Of all ranks' square sums, one rank's after another's: the squared norm, which is their sum one by one in the order of the vector, and the first matrix with
   /// one that is not finite (empty: none).

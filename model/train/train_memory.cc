@@ -21,16 +21,18 @@ TrainMemory train_memory(const ModelConfig& c, DType dtype, Device& device, cons
 
   TrainMemory m;
   m.parameters = f32 * layout.size;
-  m.weights = V * D * width + twice(D, V) + L * (twice(D, heads + 2 * kv) + twice(heads, D) + twice(D, 4 * D) + twice(4 * D, D)) + std::max(V, 4 * D) * D * width + c.seqlen * h * f32;
+  const Backprop::HeadCut cut = Backprop::head_cut(c, T, options.recompute);
+  std::int64_t head = weight(D, V);
+  for (std::int64_t part = 0; part < cut.parts; ++part) head += weight(std::min(cut.part, V - part * cut.part), D);
+  m.weights = V * D * width + head + L * (twice(D, heads + 2 * kv) + twice(heads, D) + twice(D, 4 * D) + twice(4 * D, D)) + std::max(V, 4 * D) * D * width + c.seqlen * h * f32;
   m.gradients = (options.library_sum ? LibrarySum::memory(plan, rank) : TreeSum::memory(plan, rank)) + f32 * size_of(own);
   m.optimizer = Optimizer::memory(layout, device, dtype, options.optimizer, own);
 
   // Backprop's, by token: what a block keeps (with its keys and values), what enters the blocks, and what one pass or less needs.
   const std::int64_t block = heads + 2 * kv + 2 * heads + 5 * D + 2 * kv, inputs = (L + 1) * D;
   const std::int64_t pass = D + (f32_activations ? 0 : D) + 4 * D + heads + 2 * kv + heads + 2 * kv + std::max(D, heads) + 4 * D;
-  const std::int64_t head_tokens = std::min<std::int64_t>(T, Backprop::head_tokens);
-  m.activations = T * width * ((options.recompute ? 1 : L) * block + inputs + pass) + T * D * f32 + std::max(weight(T, 4 * D), weight(head_tokens, V)) +
-                  head_tokens * (V * (f32 + width) + static_cast<std::int64_t>(sizeof(double)));
+  m.activations = T * width * ((options.recompute ? 1 : L) * block + inputs + pass) + T * D * f32 + std::max(weight(T, 4 * D), weight(cut.tokens, cut.part)) +
+                  cut.tokens * (cut.part * (cut.slots * f32 + (f32_activations ? 0 : width)) + D * f32) + T * (3 * f32 + static_cast<std::int64_t>(sizeof(std::int32_t)));
 
   // The first rank collects both of the optimizer's vectors, and copies them, the weights, and the parameters where the weights do not say them exactly.
   if (rank == 0) m.saving = layout.size * (4 * f32 + saved_width + (c.dtype == DType::f32 ? 0 : f32)) + state_buffer(plan.owned);
@@ -39,13 +41,18 @@ TrainMemory train_memory(const ModelConfig& c, DType dtype, Device& device, cons
     const MemoryNeeds needs = memory_needs(c, dtype, device, false);
     m.sampling = needs.activations + needs.row * split(samples, ranks, rank).size();
   }
+  if (device.free_bytes() >= 0) {
+    m.device = m.parameters + f32 * (layout.size + size_of(own)) + m.weights + m.optimizer + m.activations + m.sampling;
+    m.weights = m.optimizer = m.activations = m.sampling = 0;
+  }
   return m;
 }
 
 std::string to_string(const TrainMemory& m) {
-  return fmt::format("{}: {} for parameters, {} for weights, {} for gradients, {} for the optimizer, {} for activations, {} for saving{}", readable_bytes(m.bytes()),
+  return fmt::format("{}: {} for parameters, {} for weights, {} for gradients, {} for the optimizer, {} for activations, {} for saving{}{}", readable_bytes(m.bytes()),
                      readable_bytes(m.parameters), readable_bytes(m.weights), readable_bytes(m.gradients), readable_bytes(m.optimizer), readable_bytes(m.activations),
-                     readable_bytes(m.saving), m.sampling > 0 ? fmt::format(", {} for samples", readable_bytes(m.sampling)) : "");
+                     readable_bytes(m.saving), m.sampling > 0 ? fmt::format(", {} for samples", readable_bytes(m.sampling)) : "",
+                     m.device > 0 ? fmt::format("; {} on the device", readable_bytes(m.device)) : "");
 }
 
 }  // namespace kvmesh

@@ -35,21 +35,24 @@ void copy_chunk(const Owners& owners, std::int64_t done, const Tensor& whole, co
   }
 }
 
-void move_state(Communicator& ranks, const Owners& owners, const Tensor& own, const Tensor& whole, bool spread) {
+void move_state(Communicator& ranks, Device& device, const Owners& owners, const Tensor& own, const Tensor& whole, bool spread) {
   const bool first = ranks.rank() == 0;
   const std::int64_t chunk = chunk_of(owners);
   std::int64_t longest = 0;
   for (const std::vector<Range>& owner : owners) longest = std::max(longest, size_of(owner));
   const Tensor memory = host_tensor(DType::f32, {first ? state_buffer(owners) / static_cast<std::int64_t>(sizeof(float)) : 0});
+  const Tensor chunk_of_own = host_tensor(DType::f32, {std::min(chunk, own.numel())});
   for (std::int64_t done = 0; done < longest; done += chunk) {
     std::vector<std::int64_t> with_all(owners.size()), with_first(owners.size());  // elements that this rank exchanges with others: as rank 0, and as an owner
     for (std::size_t r = 0; first && r < owners.size(); ++r) with_all[r] = part_of(owners[r], done, chunk).size();
     const Range part = part_of(owners[static_cast<std::size_t>(ranks.rank())], done, chunk);
     with_first[0] = part.size();
-    const Tensor mine = own.slice(part.begin, part.end), all = memory.slice(0, std::accumulate(with_all.begin(), with_all.end(), std::int64_t{0}));
+    const Tensor here = own.slice(part.begin, part.end), mine = chunk_of_own.slice(0, part.size()), all = memory.slice(0, std::accumulate(with_all.begin(), with_all.end(), std::int64_t{0}));
     if (first && spread) copy_chunk(owners, done, whole, all, true);
+    if (!spread) device.copy(here, mine);
     if (spread) ranks.exchange(all, with_all, mine, with_first);
     else ranks.exchange(mine, with_first, all, with_all);
+    if (spread) device.copy(mine, here);
     if (first && !spread) copy_chunk(owners, done, whole, all, false);
   }
 }
@@ -63,7 +66,7 @@ std::int64_t state_buffer(const Owners& owners) {
   return elements * static_cast<std::int64_t>(sizeof(float));
 }
 
-void collect_state(Communicator& ranks, const Owners& owners, const Tensor& own, const Tensor& whole) { move_state(ranks, owners, own, whole, false); }
-void spread_state(Communicator& ranks, const Owners& owners, const Tensor& whole, const Tensor& own) { move_state(ranks, owners, own, whole, true); }
+void collect_state(Communicator& ranks, Device& device, const Owners& owners, const Tensor& own, const Tensor& whole) { move_state(ranks, device, owners, own, whole, false); }
+void spread_state(Communicator& ranks, Device& device, const Owners& owners, const Tensor& whole, const Tensor& own) { move_state(ranks, device, owners, own, whole, true); }
 
 }  // namespace kvmesh

@@ -7,12 +7,12 @@
 
 namespace kvmesh {
 
-/// Bytes that rank 0 needs for it.
+/// Bytes that rank 0 needs for it, besides a chunk of its own as every rank.
 std::int64_t state_buffer(const Owners& owners);
 
-/// `own` is f32 [own elements]; `whole` f32 [layout.size] on rank 0, which it is put together on, and is not looked at elsewhere. Collective.
-void collect_state(Communicator& ranks, const Owners& owners, const Tensor& own, const Tensor& whole);
+/// `own` is f32 [own elements] in the device's memory; `whole` f32 [layout.size] on rank 0, which it is put together on, and is not looked at elsewhere. Collective.
+void collect_state(Communicator& ranks, Device& device, const Owners& owners, const Tensor& own, const Tensor& whole);
 /// The other way.
-void spread_state(Communicator& ranks, const Owners& owners, const Tensor& whole, const Tensor& own);
+void spread_state(Communicator& ranks, Device& device, const Owners& owners, const Tensor& whole, const Tensor& own);
 
 }  // namespace kvmesh

@@ -49,24 +49,30 @@ SumPlan gradient_plan(const ParamLayout& layout, const BatchShape& batch, Owners
 
 Trainer::Trainer(const ModelConfig& config, DType dtype, Device& device, Communicator& ranks, const ParamLayout& layout, const TrainerOptions& options)
     : config_(config),
+      device_(device),
       ops_(device.train_ops()),
       ranks_(ranks),
       layout_(layout),
       options_(options),
-      vector_(host_tensor(DType::f32, {layout.size})),
+      host_vector_(host_tensor(DType::f32, {layout.size})),
+      vector_(device.counterpart(host_vector_)),
       backprop_(config, dtype, device, layout, {.rows = options.batch.micro_rows, .recompute = options.recompute}),
       optimizer_(config, layout, device, dtype, options.optimizer, ranks.rank(), ranks.size()),
-      own_gradient_(host_tensor(DType::f32, {size_of(optimizer_.own())})) {
+      host_own_gradient_(host_tensor(DType::f32, {size_of(optimizer_.own())})),
+      own_gradient_(device.counterpart(host_own_gradient_)) {
   const auto add = [&ops = ops_](std::span<float> left, std::span<const float> right) {
     const auto view = [](const float* data, std::size_t n) { return Tensor(nullptr, const_cast<float*>(data), DType::f32, {static_cast<std::int64_t>(n)}); };
-    ops.add(view(left.data(), left.size()), view(right.data(), right.size()));
+    ops.add_on_host(view(left.data(), left.size()), view(right.data(), right.size()));
   };
   SumPlan plan = gradient_plan(layout, options.batch, optimizer_.owners());
   if (options.library_sum) sum_ = std::make_unique<LibrarySum>(ranks, std::move(plan), add);
   else sum_ = std::make_unique<TreeSum>(ranks, std::move(plan), add);
 }
 
-void Trainer::parameters_changed() { backprop_.set_parameters(vector_); }
+void Trainer::parameters_changed() {
+  device_.copy(host_vector_, vector_);
+  backprop_.set_parameters(vector_);
+}
 
 Trainer::Step Trainer::step(std::int64_t number, std::span<const TrainBatch> batches) {
   auto last = std::chrono::steady_clock::now();
@@ -79,15 +85,22 @@ Trainer::Step Trainer::step(std::int64_t number, std::span<const TrainBatch> bat
   const float scaled = 1 / static_cast<float>(nominal);
   std::vector<LossSum> losses;
   for (const TrainBatch& batch : batches.first(batches.empty() ? 0 : batches.size() - 1)) {
-    losses.push_back(backprop_.loss_and_gradient(batch, scaled, sum_->next()));
+    const Tensor term = sum_->next(), gradient = device_.counterpart(term);
+    losses.push_back(backprop_.loss_and_gradient(batch, scaled, gradient));
+    device_.copy(gradient, term);
     sum_->push();
   }
-  const Tensor last_gradient = sum_->begin(own_gradient_);
-  const auto complete = [&](const Matrix& m) { sum_->complete({m.offset, m.offset + m.size()}); };
+  const Tensor last_term = sum_->begin(host_own_gradient_), last_gradient = batches.empty() ? Tensor() : device_.counterpart(last_term);
+  const auto complete = [&](const Matrix& m) {
+    const Range piece{m.offset, m.offset + m.size()};
+    device_.copy(last_gradient.slice(piece.begin, piece.end), last_term.slice(piece.begin, piece.end));
+    sum_->complete(piece);
+  };
   if (!batches.empty()) losses.push_back(backprop_.loss_and_gradient(batches.back(), scaled, last_gradient, complete));
   lap(&StepTimes::gradients);
 
   sum_->finish();
+  device_.copy(host_own_gradient_, own_gradient_);
   std::vector<std::int64_t> counts;
   for (int r = 0; r < ranks_.size(); ++r) counts.push_back(split(leaves, ranks_.size(), r).size());
   const LossSum loss = sum_of(ranks_, losses, counts);
@@ -110,7 +123,8 @@ Trainer::Step Trainer::step(std::int64_t number, std::span<const TrainBatch> bat
   optimizer_.step(number, own_gradient_, static_cast<float>(factor), vector_);
   lap(&StepTimes::update);
 
-  gather_stretches(ranks_, optimizer_.owners(), vector_);
+  for (const Range& own : optimizer_.own()) device_.copy(vector_.slice(own.begin, own.end), host_vector_.slice(own.begin, own.end));
+  gather_stretches(ranks_, optimizer_.owners(), host_vector_);
   lap(&StepTimes::gather);
   parameters_changed();
   lap(&StepTimes::packing);
@@ -132,7 +146,7 @@ void Trainer::check_own_finite(const Tensor& own, const std::string& what) const
 
 void Trainer::check_finite(const Tensor& vector, const std::string& what) const {
   for (const Matrix& m : layout_.matrices) {
-    if (!std::isfinite(ops_.sum_squares(layout_.of(m, vector)))) throw NotFinite(fmt::format("{} of {} is not finite", what, m.name));
+    if (!std::isfinite(ops_.sum_squares(device_.resident(layout_.of(m, vector))))) throw NotFinite(fmt::format("{} of {} is not finite", what, m.name));
   }
 }
 

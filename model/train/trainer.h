@@ -40,8 +40,8 @@ class Trainer {
   /// device, ranks and layout outlive it.
   Trainer(const ModelConfig& config, DType dtype, Device& device, Communicator& ranks, const ParamLayout& layout, const TrainerOptions& options);
 
-  /// All parameters, f32 [layout.size]: the same on every rank. After changing them: parameters_changed().
-  const Tensor& parameters() const { return vector_; }
+  /// All parameters, f32 [layout.size], in the host's memory: the same on every rank. After changing them: parameters_changed().
+  const Tensor& parameters() const { return host_vector_; }
   void parameters_changed();
   const Optimizer& optimizer() const { return optimizer_; }
   Gpt gpt() const { return backprop_.gpt(); }
@@ -58,9 +58,9 @@ class Trainer {
   /// Mean loss over all rows. Collective. Throws NotFinite.
   double evaluate(const AllRows& rows);
 
-  /// Throws NotFinite, which names `what` and the matrix, unless all numbers of a vector f32 [layout.size] are finite.
+  /// Throws NotFinite, which names `what` and the matrix, unless all numbers of a vector f32 [layout.size] in the host's memory are finite.
   void check_finite(const Tensor& vector, const std::string& what) const;
-  /// The same of the ranks' own elements of one, f32 [own elements]. Collective.
+  /// The same of the ranks' own elements of one, f32 [own elements] in the device's memory. Collective.
   void check_own_finite(const Tensor& own, const std::string& what) const;
 
   const StepTimes& times() const { return times_; }
@@ -70,14 +70,15 @@ class Trainer {
   Tensor gathered_squares(const Tensor& own) const;
 
   ModelConfig config_;
+  Device& device_;
   TrainOps& ops_;
   Communicator& ranks_;
   const ParamLayout& layout_;
   TrainerOptions options_;
-  Tensor vector_;
+  Tensor host_vector_, vector_;  // parameters: where ranks exchange and files are read, and where the device works; perhaps the same
   Backprop backprop_;
   Optimizer optimizer_;
-  Tensor own_gradient_;  // f32 [own elements]
+  Tensor host_own_gradient_, own_gradient_;  // f32 [own elements], likewise
   std::unique_ptr<VectorSum> sum_;
   StepTimes times_;
 };

@@ -92,6 +92,7 @@ void CudaDevice::copy(const Tensor& source, const Tensor& target) {
                 to_string(source.shape()), name_of(target.dtype()), to_string(target.shape()));
   if (source.bytes() > 0) must(cudaMemcpyAsync(target.raw(), source.raw(), source.bytes(), cudaMemcpyDefault, stream_->handle));
   must(cudaStreamSynchronize(stream_->handle));
+  queue_.weights_written = false;
 }
 
 // In pieces through pinned memory: while one is on its way, the next is read (from a file that is mapped, perhaps).
@@ -177,12 +178,13 @@ void CudaDevice::do_norm(const Tensor& x, const Norm& norm, const Tensor& out) {
 
 void CudaDevice::do_swiglu(const Tensor& x, const Tensor& out) { must(cuda::swiglu(queue_, x.raw(), out.raw(), is_bf16(x), out.size(0), out.size(1))); }
 
-void CudaDevice::do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap) {
-  must(cuda::linear(queue_, {x.raw(), w.data.raw(), out.raw(), x.size(0), w.k, w.n, w.dtype == DType::bf16, w.quantize == Quantize::int8, is_bf16(out),
+void CudaDevice::do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap, std::int64_t column) {
+  std::byte* const to = static_cast<std::byte*>(out.raw()) + row_bytes(out, column);
+  must(cuda::linear(queue_, {x.raw(), w.data.raw(), to, x.size(0), w.k, w.n, out.size(1), w.dtype == DType::bf16, w.quantize == Quantize::int8, is_bf16(out),
                              w.bias.defined() ? w.bias.data<float>() : nullptr, epilogue, cap}));
 }
 
-RingTask CudaDevice::ring_of(const Tensor& q, const Pass& pass, const LayerCache& cache) const {
+RingTask ring_of(const Tensor& q, const Pass& pass, const LayerCache& cache) {
   const std::int64_t h = cache.k.size(3);
   return {reinterpret_cast<const Segment*>(pass.device_runs.raw()),
           pass.run_of.data<std::int32_t>(),

@@ -1,6 +1,7 @@
 // A GPU as a device: its memory, one stream on which everything happens in order, and the kernels.
 #pragma once
 
+#include "runtime/cuda/cuda_train.h"
 #include "runtime/cuda/kernels.h"
 #include "runtime/device.h"
 
@@ -25,6 +26,9 @@ struct Stream {
   Stream& operator=(const Stream&) = delete;
 };
 
+/// What kernels are told of one layer's ring and a pass; q [T, H·h] says how many heads there are.
+RingTask ring_of(const Tensor& q, const Pass& pass, const LayerCache& cache);
+
 class CudaDevice final : public Device {
  public:
   explicit CudaDevice(const DeviceOptions& options);
@@ -37,8 +41,10 @@ class CudaDevice final : public Device {
   Tensor empty(DType dtype, Shape shape) override;
   void copy(const Tensor& source, const Tensor& target) override;
   Tensor resident(const Tensor& host) override;
+  Tensor counterpart(const Tensor& host) override { return empty(host.dtype(), host.shape()); }
   Pass prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted) override;
   void run(const Pass& pass, const Work& work, const std::function<void()>& body) override;
+  TrainOps& train_ops() override { return train_ops_; }
 
  private:
   /// What the host writes for kernels to read: filled in pinned memory, uploaded in one piece, and not filled again before that is done.
@@ -66,13 +72,12 @@ class CudaDevice final : public Device {
   void do_add_positions(const Tensor& table, const Pass& pass, const Tensor& x) override;
   void do_norm(const Tensor& x, const Norm& norm, const Tensor& out) override;
   void do_swiglu(const Tensor& x, const Tensor& out) override;
-  void do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap) override;
+  void do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap, std::int64_t column) override;
   void do_norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, const HeadNorm& norm, const Tensor& q, const LayerCache& cache) override;
   void do_attention(const Tensor& q, const Pass& pass, const LayerCache& cache, std::int64_t window, const Tensor& out) override;
   void do_copy_rows(const LayerCache& cache, std::int32_t source, std::int64_t from, std::int32_t target, std::int64_t to, std::int64_t count) override;
   void do_sample(const Tensor& logits, std::span<const SampleRow> rows, const SampleOut& out) override;
 
-  RingTask ring_of(const Tensor& q, const Pass& pass, const LayerCache& cache) const;
   /// Pinned host memory of at least `bytes`, ready to be filled.
   std::byte* begin_upload(Upload& upload, std::size_t bytes);
   /// The first `bytes` of it to the device.
@@ -87,6 +92,7 @@ class CudaDevice final : public Device {
   Upload pass_upload_, rows_upload_;
   std::map<GraphKey, Graph> graphs_;  // of the addresses that memory has now: grow() forgets them
   Tensor partial_, arrived_;  // attention's; arrived_ is zeros between kernels
+  CudaTrainOps train_ops_{*this, queue_};
 };
 
 }  // namespace kvmesh::cuda

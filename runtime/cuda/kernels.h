@@ -16,6 +16,7 @@ struct Queue {
   cudaStream_t stream = nullptr;
   int multiprocessors = 1;
   bool early_start = false;  ///< kernels may start while the one before them ends (compute capability 9.0)
+  bool weights_written = false;  ///< by kernels, since the host has waited for all: products, which read weights early, then start late
 };
 
 /// What a packed weight [k, n] holds: elements of the rows' dtype, or integers and a scale a column.
@@ -24,12 +25,12 @@ struct WeightForm {
   std::int64_t k, n;
 };
 
-/// out [rows, n] = x [rows, k] · w, with what follows in float32 before the one rounding.
+/// out [rows, n] (`stride` elements apart) = x [rows, k] · w, with what follows in float32 before the one rounding.
 struct LinearTask {
   const void* x;
   const void* w;  // as pack_weight laid it out
   void* out;
-  std::int64_t rows, k, n;
+  std::int64_t rows, k, n, stride;
   bool bf16;      // of x, and of w's elements unless they are integers
   bool int8;
   bool out_bf16;

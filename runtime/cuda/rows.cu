@@ -30,15 +30,6 @@ __global__ void __launch_bounds__(row_threads) gather_kernel(const std::byte* ta
   }
 }
 
-/// The sum of all threads' numbers, by one tree; for a whole block.
-__device__ float block_sum(float sum, float* parts) {
-  sum = warp_sum(sum);
-  __syncthreads();  // what was in parts has been read
-  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sum;
-  __syncthreads();
-  return (parts[0] + parts[1]) + (parts[2] + parts[3]);
-}
-
 template <typename T>
 __global__ void __launch_bounds__(row_threads) norm_kernel(NormTask t) {
   grid_dependency_launch();
@@ -50,14 +41,14 @@ __global__ void __launch_bounds__(row_threads) norm_kernel(NormTask t) {
   if (t.centred) {
     float sum = 0;
     for (std::int64_t i = threadIdx.x; i < t.width; i += row_threads) sum = sum + to_float(x[i]);
-    mean = block_sum(sum, parts) / static_cast<float>(t.width);
+    mean = block_sum<warps>(sum, parts) / static_cast<float>(t.width);
   }
   float sum = 0;
   for (std::int64_t i = threadIdx.x; i < t.width; i += row_threads) {
     const float v = to_float(x[i]) - mean;
     sum = fmaf(v, v, sum);
   }
-  const float scale = inverse_rms(block_sum(sum, parts), t.width, t.eps);
+  const float scale = inverse_rms(block_sum<warps>(sum, parts), t.width, t.eps);
   for (std::int64_t i = threadIdx.x; i < t.width; i += row_threads) {
     float v = (to_float(x[i]) - mean) * scale;
     if (t.weight) v = v * t.weight[i];

@@ -88,6 +88,13 @@ T __shfl_up_sync(unsigned, T value, int lanes) {
   const int from = cuda_emulator::current->lane - lanes;
   return from >= 0 ? cuda_emulator::from_lane<T>(all, from) : value;
 }
+inline unsigned __ballot_sync(unsigned, bool vote) {
+  const std::byte* all = cuda_emulator::exchange(&vote, sizeof vote);
+  unsigned votes = 0;
+  for (int lane = 0; lane < 32; ++lane) votes |= static_cast<unsigned>(cuda_emulator::from_lane<bool>(all, lane)) << lane;
+  return votes;
+}
+inline int __ffs(int x) { return __builtin_ffs(x); }
 template <typename T>
 T __ldcg(const T* at) {
   return *at;

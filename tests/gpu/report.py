@@ -25,6 +25,21 @@ def bench_table(steps):
     return lines + [""]
 
 
+def train_table(steps):
+    if not steps:
+        return []
+    lines = ["## Training", "", "The median of some steps; a rank's gradients are summed in the host's memory, which is `exchange` and a part of `gradients`.", "",
+             "| | tokens/s | share of peak | seconds of a step | gradients | exchange | update | gather | packing |", "|---|---|---|---|---|---|---|---|---|"]
+    for s in steps:
+        if s["result"] != "passed":
+            lines.append(f"| {s['name']} | {s['result']} | | | | | | | |")
+            continue
+        f = s["figures"]
+        share = f"{100 * f['peak_fraction']:.0f} %" if f["peak_fraction"] is not None else ""
+        lines.append(f"| {s['name']} | {f['tokens_per_s']:.0f} | {share} | {f['seconds']:.3f} | {' | '.join(f'{x:.3f}' for x in f['split'].values())} |")
+    return lines + [""]
+
+
 def markdown(about, steps, seconds):
     counts = {}
     for s in steps:
@@ -38,6 +53,7 @@ def markdown(about, steps, seconds):
     lines += [f"| {name} | {version} |" for name, version in about.get("libraries", {}).items() if version]
     lines += [f"| {' | '.join(line.split(': ', 1)) if ': ' in line else f'kvmesh | {line}'} |" for line in about.get("kvmesh", [])] + [""]
     lines += bench_table([s for s in steps if s["kind"] == "bench"])
+    lines += train_table([s for s in steps if s["kind"] == "train"])
     lines += ["## Steps", "", "| | result | seconds | cases passed, failed, skipped |", "|---|---|---|---|"]
     for s in steps:
         of = [sum(result == r for _, result, _ in s["cases"]) for r in ("passed", "failed", "skipped")]

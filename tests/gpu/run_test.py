@@ -13,11 +13,17 @@ from pathlib import Path
 RUN = Path(__file__).resolve().with_name("run")
 BENCH = {"prefill": {"tokens_per_s": 1e6, "flops_per_s": 3e14, "peak_fraction": 0.375}, "limits": {"flops_per_s": 8e14, "bytes_per_s": 4e12}, "ranks": 1,
          "decode": {"tokens_per_s": 9e3, "bytes_per_s": 3e12, "bandwidth_fraction": 0.75, "ms_per_step": 0.111}}
+METRICS = [{"step": i, "loss": 9.5, "tokens_per_s": 1000 * i, "seconds": 0.5, "peak_fraction": 0.25, "split": {"gradients": 0.4, "exchange": 0.02, "update": 0.03, "gather": 0.04, "packing": 0.01}}
+           for i in range(1, 9)]
 KVMESH = f"""case $1 in
 --version) printf 'kvmesh 9\\nNCCL: 1.2.3\\n' ;;
 bench) case "$*" in
   *float32*) echo "the GPU is on fire"; exit 70 ;;
   *) while [ "$1" != --json ]; do shift; done; echo '{json.dumps(BENCH)}' >"$2" ;;
+  esac ;;
+train) case "$*" in
+  *muon*) echo "out of GPU memory"; exit 70 ;;
+  *) while [ "$1" != --metrics ]; do shift; done; test -s "$(dirname "$2")/tokens.bin" && echo '{chr(10).join(map(json.dumps, METRICS))}' >"$2" ;;
   esac ;;
 esac"""
 SMI = 'echo "NVIDIA Test GPU, 81559 MiB, 580.1"'
@@ -92,11 +98,14 @@ class Run(unittest.TestCase):
         self.assertFalse(b"sleep\x0061.25\x00" in command_lines(), "a process that ignores SIGTERM was left")
         self.assertEqual(self.result("decode, 256 rows, bfloat16"), "passed")
         self.assertEqual(self.result("decode, 1 row, float32"), "failed")
+        self.assertEqual(self.result("16 rows of 1024 tokens, bfloat16, adamw"), "passed")
+        self.assertEqual(self.result("16 rows of 1024 tokens, bfloat16, muon"), "failed")
         self.assertEqual((self.result("memcheck passes"), self.result("racecheck passes")), ("passed", "failed"))
         self.assertIn("--tool memcheck --error-exitcode 99 sh -c", (self.folder / "bin/sanitized").read_text())
         self.assertEqual((report["gpus"], report["driver"], report["kvmesh"]), ([{"name": "NVIDIA Test GPU", "memory": "81559 MiB"}], "580.1", ["kvmesh 9", "NCCL: 1.2.3"]))
         for part in ("# Run on NVIDIA Test GPU", "| NCCL | 1.2.3 |", "| test fails | failed |", "Failed: Suite.bad", "the GPU is on fire",
-                     "| decode, 256 rows, bfloat16 | 1000000 | 9000.0 | 0.111 | 3000.0 of 4000.0 | 300 of 800 | decode 75 % | 50 % |", "| prefill 38 % | 50 % |"):
+                     "| decode, 256 rows, bfloat16 | 1000000 | 9000.0 | 0.111 | 3000.0 of 4000.0 | 300 of 800 | decode 75 % | 50 % |", "| prefill 38 % | 50 % |",
+                     "| 16 rows of 1024 tokens, bfloat16, adamw | 5500 | 25 % | 0.500 | 0.400 | 0.020 | 0.030 | 0.040 | 0.010 |", "out of GPU memory"):
             self.assertIn(part, text)
 
     def test_without_time_the_rest_is_not_run_and_bench_has_its_turn(self):

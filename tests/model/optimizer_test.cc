@@ -1,5 +1,6 @@
 // Muon's matrices against Newton and Schulz's iteration in float64, large enough that their symmetric products are computed by halves.
 #include "model/train/optimizer.h"
+#include "tests/runtime/test_device.h"
 
 #include <gtest/gtest.h>
 
@@ -58,7 +59,7 @@ TEST(Muon, TheUpdateIsNewtonAndSchulzs) {
   const ModelConfig config = parse_config(R"({"seqlen":8,"vocab_size":16,"d_emb":288,"num_layers":1,"q_heads":4,"kv_heads":2,"dtype":"float32"})", "test");
   const ParamLayout layout(config);
   const OptimizerOptions options{.lr = 0.5, .floor = 0.1, .steps = 10, .newton_schulz_steps = iterations, .weight_decay = 0};
-  const auto device = make_device("cpu", {.threads = 2});
+  const auto device = test_device(2);
   std::mt19937 random(2);
   std::normal_distribution<float> normal;
   std::vector<float> gradient(static_cast<std::size_t>(layout.size));
@@ -67,10 +68,11 @@ TEST(Muon, TheUpdateIsNewtonAndSchulzs) {
   std::vector<Tensor> moved;
   for (const DType products : {DType::f32, DType::bf16}) {
     Optimizer optimizer(config, layout, *device, products, options, 0, 1);
-    const Tensor vector = moved.emplace_back(host_tensor(DType::f32, {layout.size})), g = host_tensor(DType::f32, {layout.size});
+    const Tensor vector = device->empty(DType::f32, {layout.size}), g = host_tensor(DType::f32, {layout.size});
     device->train_ops().zero(vector);
     std::copy(gradient.begin(), gradient.end(), g.data<float>());
-    optimizer.step(0, g, 1, vector);
+    optimizer.step(0, up(*device, g), 1, vector);
+    moved.push_back(down(*device, vector));
   }
   for (const std::size_t which : {3, 4}) {  // fc1 and fc2
     const Matrix& m = layout.matrices[which];

@@ -28,6 +28,7 @@ Owners uneven(std::int64_t size, int ranks) {
 
 TEST(TrainState, ComesTogetherOnTheFirstRankAndGoesBack) {
   Communicator& world = group->world();
+  const auto device = make_device("cpu", {.threads = 1});
   for (const std::int64_t size : {1, 1000, (3 << 20) + 5}) {  // of the last, a rank's own are several chunks
     const Owners owners = uneven(size, world.size());
     const std::vector<Range>& own = owners[static_cast<std::size_t>(world.rank())];
@@ -36,13 +37,13 @@ TEST(TrainState, ComesTogetherOnTheFirstRankAndGoesBack) {
     for (const Range& stretch : own) {
       for (std::int64_t i = stretch.begin; i < stretch.end; ++i) *to++ = value(i);
     }
-    collect_state(world, owners, mine, whole);
+    collect_state(world, *device, owners, mine, whole);
     if (world.rank() == 0) {
       std::int64_t wrong = 0;
       for (std::int64_t i = 0; i < 3 * size; ++i) wrong += whole.data<float>()[i] != value(i);
       EXPECT_EQ(wrong, 0) << "of " << 3 * size;
     }
-    spread_state(world, owners, whole, back);
+    spread_state(world, *device, owners, whole, back);
     EXPECT_TRUE(std::ranges::equal(mine.span<float>(), back.span<float>())) << size;
   }
 }

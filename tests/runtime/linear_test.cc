@@ -262,6 +262,27 @@ TEST(Linear, ResidualAddsAreIndependentToo) {
 }
 
 // The check must be able to fail: a product that splits k when it has few rows is what libraries do.
+/// Columns of a weight on their own, to their place in a wider output.
+TEST(Linear, ColumnsGiveTheWholesBits) {
+  const auto device = test_device(2);
+  constexpr std::int64_t n = 200, cuts[] = {0, 64, 192, n};
+  for (const DType dtype : float_types()) {
+    for (const std::int64_t rows : {3, 40}) {
+      const Weight whole = packed(*device, random_tensor(dtype, {70, n}, 1), dtype);
+      const Tensor x = up(*device, random_tensor(dtype, {rows, 70}, 2)), before = random_tensor(DType::f32, {rows, n}, 3), all = up(*device, before), parts = up(*device, before);
+      device->linear(x, whole, Epilogue::add, all);
+      for (std::size_t i = 0; i < 3; ++i) {
+        device->linear(x, device->columns(whole, cuts[i], cuts[i + 1]), Epilogue::add, parts, 0, cuts[i], n);
+        const Tensor got = down(*device, parts), want = down(*device, all);
+        for (std::int64_t j = 0; j < rows * n; ++j) ASSERT_EQ(get(got, j), get(j % n < cuts[i + 1] ? want : before, j)) << name_of(dtype) << " at " << j / n << ", " << j % n;
+      }
+      EXPECT_THROW(device->columns(whole, 32, 64), Error);
+      EXPECT_THROW(device->columns(whole, 0, 100), Error);
+      EXPECT_THROW(device->linear(x, whole, Epilogue::none, all, 0, 64, n), Error);
+    }
+  }
+}
+
 TEST(Linear, TheCheckCatchesASplitOfKByTheNumberOfRows) {
   constexpr std::int64_t k = 96, n = 8;
   const Tensor x = random_tensor(DType::f32, {20, k}, 10), w = random_tensor(DType::f32, {k, n}, 11);
