@@ -42,6 +42,27 @@ std::vector<std::int64_t> parts_in_bytes(const char* collective, const char* nam
   return bytes;
 }
 
+/// What was done when it began.
+class Done final : public Pending {
+ public:
+  bool poll() override { return true; }
+  void wait() override {}
+};
+
+struct Bytes {
+  std::vector<std::int64_t> send, receive;
+};
+
+/// An exchange's, after its checks.
+Bytes exchanged_bytes(const Tensor& in, std::span<const std::int64_t> send_counts, const Tensor& out, std::span<const std::int64_t> receive_counts, int rank, int ranks) {
+  check_pair("exchange", in, out);
+  Bytes bytes{parts_in_bytes("exchange", "in", in, send_counts, ranks), parts_in_bytes("exchange", "out", out, receive_counts, ranks)};
+  check(same_rows(in.shape(), 1, out.shape(), 1), "exchange: `in` is {}, `out` cannot be {}", describe(in), describe(out));
+  const auto own = static_cast<std::size_t>(rank);
+  check(bytes.send[own] == bytes.receive[own], "exchange: rank {} sends {} rows to itself and receives {}", rank, send_counts[own], receive_counts[own]);
+  return bytes;
+}
+
 }  // namespace
 
 void Communicator::all_gather(const Tensor& in, const Tensor& out) {
@@ -88,12 +109,30 @@ void Communicator::broadcast(const Tensor& inout, int root) {
 }
 
 void Communicator::exchange(const Tensor& in, std::span<const std::int64_t> send_counts, const Tensor& out, std::span<const std::int64_t> receive_counts) {
-  check_pair("exchange", in, out);
-  const std::vector<std::int64_t> send = parts_in_bytes("exchange", "in", in, send_counts, size()), receive = parts_in_bytes("exchange", "out", out, receive_counts, size());
-  check(same_rows(in.shape(), 1, out.shape(), 1), "exchange: `in` is {}, `out` cannot be {}", describe(in), describe(out));
-  const auto own = static_cast<std::size_t>(rank());
-  check(send[own] == receive[own], "exchange: rank {} sends {} rows to itself and receives {}", rank(), send_counts[own], receive_counts[own]);
+  const Bytes bytes = exchanged_bytes(in, send_counts, out, receive_counts, rank(), size());
+  do_exchange(in, bytes.send, out, bytes.receive);
+}
+
+std::unique_ptr<Pending> Communicator::begin_exchange(const Tensor& in, std::span<const std::int64_t> send_counts, const Tensor& out,
+                                                      std::span<const std::int64_t> receive_counts) {
+  const Bytes bytes = exchanged_bytes(in, send_counts, out, receive_counts, rank(), size());
+  return do_begin_exchange(in, bytes.send, out, bytes.receive);
+}
+
+std::unique_ptr<Pending> Communicator::begin_library_sum(const Tensor& inout) {
+  check_memory("library_sum", "inout", inout);
+  check(inout.dtype() == DType::f32, "library_sum: {} is not float32", describe(inout));
+  return do_begin_library_sum(inout);
+}
+
+std::unique_ptr<Pending> Communicator::do_begin_exchange(const Tensor& in, std::span<const std::int64_t> send, const Tensor& out, std::span<const std::int64_t> receive) {
   do_exchange(in, send, out, receive);
+  return std::make_unique<Done>();
+}
+
+std::unique_ptr<Pending> Communicator::do_begin_library_sum(const Tensor& inout) {
+  do_all_reduce(inout, Reduce::sum);
+  return std::make_unique<Done>();
 }
 
 }  // namespace kvmesh

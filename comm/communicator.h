@@ -13,6 +13,17 @@
 
 namespace kvmesh {
 
+/// A collective that has begun and goes on while this rank computes. poll() may be called by any one thread, while no other one calls a communicator.
+/// Dropped before it is done, its memory stays with the communicator, which must outlive it.
+class Pending {
+ public:
+  virtual ~Pending() = default;
+  /// Moves it on, without waiting; whether it is done.
+  virtual bool poll() = 0;
+  /// Returns when it is done, within the communicator's deadline.
+  virtual void wait() = 0;
+};
+
 class Communicator {
  public:
   Communicator() = default;
@@ -36,6 +47,11 @@ class Communicator {
   /// To every rank its own rows: `in` [sum(send_counts), …] has send_counts[r] rows for rank r, one rank after another, and `out`
   /// [sum(receive_counts), …] gets receive_counts[r] rows from it. What r sends to s is what s receives from r. No overlap of the two.
   void exchange(const Tensor& in, std::span<const std::int64_t> send_counts, const Tensor& out, std::span<const std::int64_t> receive_counts);
+  /// exchange() that is only begun, in host memory; of several, each begins on all ranks in the same order. Device memory: done when it returns.
+  std::unique_ptr<Pending> begin_exchange(const Tensor& in, std::span<const std::int64_t> send_counts, const Tensor& out, std::span<const std::int64_t> receive_counts);
+  /// Begins, in place: every element f32 becomes the sum over the ranks as the communicator's library adds them, in an order of its own, which is
+  /// promised to be neither all_reduce's nor that of another number of ranks. Host memory.
+  std::unique_ptr<Pending> begin_library_sum(const Tensor& inout);
   /// Returns when all ranks have come here.
   virtual void barrier() = 0;
   /// Device memory: returns when all that was enqueued on the communicator's stream is done, within the deadline; to be called after launching
@@ -49,6 +65,8 @@ class Communicator {
   virtual void do_broadcast(const Tensor& inout, int root) = 0;
   /// Bytes for each rank, and from it.
   virtual void do_exchange(const Tensor& in, std::span<const std::int64_t> send, const Tensor& out, std::span<const std::int64_t> receive) = 0;
+  virtual std::unique_ptr<Pending> do_begin_exchange(const Tensor& in, std::span<const std::int64_t> send, const Tensor& out, std::span<const std::int64_t> receive);
+  virtual std::unique_ptr<Pending> do_begin_library_sum(const Tensor& inout);
 };
 
 /// The communicator of one rank alone: nothing is sent.

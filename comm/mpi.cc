@@ -30,6 +30,42 @@ class MpiCommunicator final : public Communicator {
   }
 
  private:
+  /// Requests under way. Each that has come or gone shows that the others are alive.
+  class Begun final : public Pending {
+   public:
+    Begun(MpiCommunicator& ranks, const char* what, std::vector<Tensor> memory) : ranks_(ranks), what_(what), memory_(std::move(memory)) { ranks.waiting_.start(what); }
+    ~Begun() override {
+      if (done_) return;
+      ranks_.abandoned_.insert(ranks_.abandoned_.end(), memory_.begin(), memory_.end());
+      ranks_.waiting_.abandon();
+    }
+    MPI_Request* next() { return &requests_.emplace_back(MPI_REQUEST_NULL); }
+    bool poll() override {
+      while (look() == Waiting::Seen::own_work) {
+      }
+      return done_;
+    }
+    void wait() override {
+      if (!done_) ranks_.waiting_.until(what_, [this] { return look(); });
+    }
+
+   private:
+    Waiting::Seen look() {
+      int some = 0;
+      which_.resize(requests_.size());
+      check_mpi(MPI_Testsome(static_cast<int>(requests_.size()), requests_.data(), &some, which_.data(), MPI_STATUSES_IGNORE), what_);
+      done_ = some == MPI_UNDEFINED;
+      return done_ ? Waiting::Seen::done : some > 0 ? Waiting::Seen::own_work : Waiting::Seen::others;
+    }
+
+    MpiCommunicator& ranks_;
+    const char* what_;
+    std::vector<Tensor> memory_;
+    std::vector<MPI_Request> requests_;
+    std::vector<int> which_;
+    bool done_ = false;
+  };
+
   void do_all_gather(const Tensor& in, std::span<const std::int64_t> counts, const Tensor& out) override {
     constexpr const char* what = "all_gather";
     if (out.bytes() == 0) return;
@@ -97,11 +133,13 @@ class MpiCommunicator final : public Communicator {
     }
   }
 
-  /// Every piece is a message; those between two ranks arrive in order. Each that has come or gone shows that the others are alive.
   void do_exchange(const Tensor& in, std::span<const std::int64_t> send, const Tensor& out, std::span<const std::int64_t> receive) override {
-    constexpr const char* what = "exchange";
-    waiting_.start(what);
-    std::vector<MPI_Request> requests;
+    do_begin_exchange(in, send, out, receive)->wait();
+  }
+
+  /// Every piece is a message; those between two ranks arrive in order, also those of several exchanges.
+  std::unique_ptr<Pending> do_begin_exchange(const Tensor& in, std::span<const std::int64_t> send, const Tensor& out, std::span<const std::int64_t> receive) override {
+    auto begun = std::make_unique<Begun>(*this, "exchange", std::vector<Tensor>{in, out});
     const auto* from = static_cast<const std::byte*>(in.raw());
     auto* to = static_cast<std::byte*>(out.raw());
     for (int r = 0; r < size(); ++r) {
@@ -111,22 +149,27 @@ class MpiCommunicator final : public Communicator {
       } else {
         for (std::int64_t done = 0; done < received; done += piece_) {
           const auto bytes = static_cast<int>(std::min(piece_, received - done));
-          check_mpi(MPI_Irecv(to + done, bytes, MPI_BYTE, r, Waiting::data_tag, waiting_.comm(), &requests.emplace_back()), "MPI_Irecv");
+          check_mpi(MPI_Irecv(to + done, bytes, MPI_BYTE, r, Waiting::data_tag, waiting_.comm(), begun->next()), "MPI_Irecv");
         }
         for (std::int64_t done = 0; done < sent; done += piece_) {
           const auto bytes = static_cast<int>(std::min(piece_, sent - done));
-          check_mpi(MPI_Isend(from + done, bytes, MPI_BYTE, r, Waiting::data_tag, waiting_.comm(), &requests.emplace_back()), "MPI_Isend");
+          check_mpi(MPI_Isend(from + done, bytes, MPI_BYTE, r, Waiting::data_tag, waiting_.comm(), begun->next()), "MPI_Isend");
         }
       }
       from += sent;
       to += received;
     }
-    std::vector<int> which(requests.size());
-    until(what, {in, out}, [&] {
-      int some = 0;
-      check_mpi(MPI_Testsome(static_cast<int>(requests.size()), requests.data(), &some, which.data(), MPI_STATUSES_IGNORE), what);
-      return some == MPI_UNDEFINED ? Waiting::Seen::done : some > 0 ? Waiting::Seen::own_work : Waiting::Seen::others;
-    });
+    return begun;
+  }
+
+  std::unique_ptr<Pending> do_begin_library_sum(const Tensor& inout) override {
+    auto begun = std::make_unique<Begun>(*this, "library_sum", std::vector<Tensor>{inout});
+    const std::int64_t n = std::max<std::int64_t>(1, piece_ / static_cast<std::int64_t>(sizeof(float)));
+    for (std::int64_t done = 0; done < inout.numel(); done += n) {
+      const auto count = static_cast<int>(std::min(n, inout.numel() - done));
+      check_mpi(MPI_Iallreduce(MPI_IN_PLACE, inout.data<float>() + done, count, MPI_FLOAT, MPI_SUM, waiting_.comm(), begun->next()), "MPI_Iallreduce");
+    }
+    return begun;
   }
 
   MPI_Request start(const char* what) {
@@ -146,7 +189,7 @@ class MpiCommunicator final : public Communicator {
     try {
       waiting_.until(what, look);
     } catch (...) {
-      abandoned_.assign(buffers);
+      abandoned_.insert(abandoned_.end(), buffers);
       throw;
     }
   }

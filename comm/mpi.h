@@ -9,22 +9,17 @@
 
 namespace kvmesh {
 
-/// Which ranks a communicator is between: all, those of a host, or, for 0 < `first`, the first so many (and the others, in another one).
+/// Which ranks a communicator is between, in their order: all, those of a host, or those that say the same `color`.
 struct Ranks {
-  enum Which { all, of_this_host } which = all;
-  int first = 0;
+  enum Which { all, of_this_host, of_color } which = all;
+  int color = 0;
 
-  Ranks(Which w) : which(w) {}
-  static Ranks first_of_all(int n) {
-    Ranks ranks(all);
-    ranks.first = n;
-    return ranks;
-  }
+  Ranks(Which w, int c = 0) : which(w), color(c) {}
 };
 
 /// Between MPI_Init and MPI_Finalize; collective over all ranks of the job, as MPI builds a communicator of its own for it. Tensors
 /// lie in host memory and travel as bytes: all hosts have the same byte order. What is larger than `piece` bytes (1 … 2³¹ - 1) goes
-/// in pieces, and the deadline holds for each of them. One thread at a time, the one that started MPI.
+/// in pieces, and the deadline holds for each of them. One thread at a time: the one that started MPI, or one that polls a Pending while that one computes.
 std::unique_ptr<Communicator> make_mpi_communicator(Ranks ranks, std::shared_ptr<Deadline> deadline, std::int64_t piece = std::int64_t{64} << 20);
 
 /// Throws Error(Fault::rank) in MPI's own words unless `code` is MPI_SUCCESS; `what` is the call.

@@ -39,21 +39,27 @@ struct ProcessGroup::Impl {
   std::chrono::steady_clock::time_point began = std::chrono::steady_clock::now();
   std::shared_ptr<Deadline> deadline = std::make_shared<Deadline>();
   std::shared_ptr<Deadline> end_deadline = std::make_shared<Deadline>();
-  std::unique_ptr<Communicator> world, host, end;  // end: for all_arrive, when world may be in the middle of something
+  std::unique_ptr<Communicator> world, host, first_of_hosts, end;  // end: for all_arrive, when world may be in the middle of something
+  bool on_first_host = true;
   int exceptions = std::uncaught_exceptions();
 };
 
 ProcessGroup::ProcessGroup(int& argc, char**& argv, std::chrono::duration<double> deadline) : impl_(std::make_unique<Impl>()) {
   set_deadline(deadline);
   int provided = 0;
-  check_mpi(MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
+  check_mpi(MPI_Init_thread(&argc, &argv, MPI_THREAD_SERIALIZED, &provided), "MPI_Init_thread");
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
-  if (provided < MPI_THREAD_FUNNELED) fail(Fault::rank, "this MPI does not support threads beside the one that calls it");
+  if (provided < MPI_THREAD_SERIALIZED) fail(Fault::rank, "this MPI may not be called by one thread after another");
   impl_->world = make_mpi_communicator(Ranks::all, impl_->deadline);
   impl_->host = make_mpi_communicator(Ranks::of_this_host, impl_->deadline);
+  impl_->first_of_hosts = make_mpi_communicator({Ranks::of_color, impl_->host->rank() == 0 ? 0 : 1}, impl_->deadline);
   impl_->end = make_mpi_communicator(Ranks::all, impl_->end_deadline);
   if (impl_->world->size() == 1) impl_->world = make_self_communicator();
   if (impl_->host->size() == 1) impl_->host = make_self_communicator();
+  const Tensor first_rank = host_tensor(DType::i32, {1});
+  first_rank.data<std::int32_t>()[0] = impl_->world->rank();
+  impl_->host->broadcast(first_rank, 0);
+  impl_->on_first_host = first_rank.data<std::int32_t>()[0] == 0;
 }
 
 ProcessGroup::~ProcessGroup() {
@@ -66,6 +72,7 @@ ProcessGroup::~ProcessGroup() {
   }
   guard_finalize(impl_->deadline->seconds);
   impl_->end.reset();
+  impl_->first_of_hosts.reset();
   impl_->host.reset();
   impl_->world.reset();
   MPI_Finalize();
@@ -77,6 +84,7 @@ int ProcessGroup::rank() const { return impl_->world->rank(); }
 int ProcessGroup::size() const { return impl_->world->size(); }
 int ProcessGroup::local_rank() const { return impl_->host->rank(); }
 int ProcessGroup::local_size() const { return impl_->host->size(); }
+bool ProcessGroup::on_first_host() const { return impl_->on_first_host; }
 std::chrono::steady_clock::time_point ProcessGroup::began() const { return impl_->began; }
 Communicator& ProcessGroup::world() { return *impl_->world; }
 Communicator& ProcessGroup::host() { return *impl_->host; }
@@ -84,8 +92,10 @@ Communicator& ProcessGroup::host() { return *impl_->host; }
 std::unique_ptr<Communicator> ProcessGroup::first(int n) {
   check(0 < n && n <= size(), "the first {} of {} ranks", n, size());
   if (size() == 1) return make_self_communicator();
-  return make_mpi_communicator(Ranks::first_of_all(n), impl_->deadline);
+  return make_mpi_communicator({Ranks::of_color, rank() < n ? 0 : 1}, impl_->deadline);
 }
+
+Communicator& ProcessGroup::first_of_hosts() { return *impl_->first_of_hosts; }
 
 void ProcessGroup::set_deadline(std::chrono::duration<double> deadline) {
   check(deadline.count() > 0, "the deadline for other ranks is {} s, it must be positive", deadline.count());

@@ -88,6 +88,12 @@ void ShardingRules::check_runnable(const Mesh& mesh) const {
   }
 }
 
+std::int64_t size_of(std::span<const Range> ranges) {
+  std::int64_t size = 0;
+  for (const Range& range : ranges) size += range.size();
+  return size;
+}
+
 Range split(std::int64_t n, std::int64_t parts, std::int64_t i) {
   check(n >= 0 && 0 <= i && i < parts, "there is no part {} of {} items in {} parts", i, n, parts);
   const auto before = [&](std::int64_t k) { return k * (n / parts) + std::min(k, n % parts); };

@@ -41,6 +41,8 @@ struct Range {
   std::int64_t size() const { return end - begin; }
   bool operator==(const Range&) const = default;
 };
+/// Of all of them together.
+std::int64_t size_of(std::span<const Range> ranges);
 
 /// Part i of n items in `parts` contiguous parts that differ by one at most, the longer ones first; empty where parts > n.
 Range split(std::int64_t n, std::int64_t parts, std::int64_t i);

@@ -104,6 +104,17 @@ int open_file(const Place& place) {
   return -1;
 }
 
+/// The first host's bytes into the other hosts' files, from first rank to first rank; a host's other ranks wait for one piece after another.
+void pass_on(ProcessGroup& group, int fd, std::int64_t bytes) {
+  constexpr std::int64_t piece = std::int64_t{16} << 20;
+  Tensor memory;
+  if (group.local_rank() == 0) memory = map(fd, bytes, group.on_first_host() ? PROT_READ : PROT_READ | PROT_WRITE);
+  for (std::int64_t done = 0; done < bytes; done += piece) {
+    if (memory.defined()) group.first_of_hosts().broadcast(memory.slice(done, std::min(done + piece, bytes)), 0);
+    group.host().barrier();
+  }
+}
+
 }  // namespace
 
 std::shared_ptr<void> map_file(int fd, std::int64_t bytes, int protection) {
@@ -118,20 +129,22 @@ std::shared_ptr<void> map_file(int fd, std::int64_t bytes, int protection) {
   return {std::move(freed), aligned};
 }
 
-void work_on_host(ProcessGroup& group, int parts, const std::function<void(int part)>& work) {
-  Communicator& host = group.host();
+void work_on_host(ProcessGroup& group, int parts, const std::function<void(int part)>& work, Filled filled) {
+  const int part = group.local_rank();
+  const bool works = part < parts && (filled == Filled::by_every_host || group.on_first_host());
+  Communicator& told = filled == Filled::by_every_host ? group.host() : group.world();
   std::future<void> done;
-  if (host.rank() < parts) done = std::async(std::launch::async, [&] { work(host.rank()); });
+  if (works) done = std::async(std::launch::async, [&] { work(part); });
   wait_for_all(group.world(), done.valid() ? &done : nullptr);
   Outcome outcome{.done = 1};
   if (done.valid()) outcome = outcome_of(done);
-  const std::int64_t failed = least(host, outcome.done ? host.size() : host.rank());
-  if (failed == host.size()) return;
-  host.broadcast(bytes_of(outcome), static_cast<int>(failed));
+  const std::int64_t failed = least(told, outcome.done ? told.size() : told.rank());
+  if (failed == told.size()) return;
+  told.broadcast(bytes_of(outcome), static_cast<int>(failed));
   throw Error(static_cast<Fault>(outcome.fault), outcome.message);
 }
 
-Tensor share_on_host(ProcessGroup& group, std::int64_t bytes, const Fill& fill) {
+Tensor share_on_host(ProcessGroup& group, std::int64_t bytes, const Fill& fill, Filled filled) {
   check(bytes >= 0, "shared memory cannot have {} bytes", bytes);
   Communicator& host = group.host();
   Place place;
@@ -148,7 +161,8 @@ Tensor share_on_host(ProcessGroup& group, std::int64_t bytes, const Fill& fill) 
   const bool all_opened = least(host, file.fd >= 0);
 
   const int parts = all_opened ? host.size() : 1;
-  work_on_host(group, parts, [&](int part) { fill_part(file.fd, bytes, part, parts, fill); });
+  work_on_host(group, parts, [&](int part) { fill_part(file.fd, bytes, part, parts, fill); }, filled);
+  if (filled == Filled::by_first_host) pass_on(group, file.fd, bytes);
   if (host.rank() == 0 && fcntl(file.fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) fail_with_errno("sealing", bytes);
   host.barrier();  // mapped only when it is sealed
   if (all_opened) return map(file.fd, bytes, PROT_READ);

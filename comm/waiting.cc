@@ -24,13 +24,15 @@ constexpr int ask_tag = Waiting::data_tag + 1, answer_tag = ask_tag + 1;
 Waiting::Waiting(Ranks ranks, std::shared_ptr<Deadline> deadline) : deadline_(std::move(deadline)) {
   int world_rank = 0;
   check_mpi(MPI_Comm_rank(MPI_COMM_WORLD, &world_rank), "MPI_Comm_rank");
-  check_mpi(ranks.first > 0              ? MPI_Comm_split(MPI_COMM_WORLD, world_rank < ranks.first ? 0 : 1, world_rank, &comm_)
-            : ranks.which == Ranks::all ? MPI_Comm_dup(MPI_COMM_WORLD, &comm_)
-                                         : MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &comm_),
+  check_mpi(ranks.which == Ranks::of_color ? MPI_Comm_split(MPI_COMM_WORLD, ranks.color, world_rank, &comm_)
+            : ranks.which == Ranks::all    ? MPI_Comm_dup(MPI_COMM_WORLD, &comm_)
+                                           : MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &comm_),
             "making a communicator");
   check_mpi(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
   check_mpi(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank");
   check_mpi(MPI_Comm_size(comm_, &size_), "MPI_Comm_size");
+  world_ranks_.resize(static_cast<std::size_t>(size_));
+  check_mpi(MPI_Allgather(&world_rank, 1, MPI_INT, world_ranks_.data(), 1, MPI_INT, comm_), "MPI_Allgather");
 }
 
 Waiting::~Waiting() {
@@ -38,7 +40,7 @@ Waiting::~Waiting() {
 }
 
 void Waiting::start(const char* what) {
-  if (deadline_->passed) fail(Fault::rank, "{}: rank {} cannot go on after it gave up waiting for another rank", what, rank_);
+  if (deadline_->passed) fail(Fault::rank, "{}: rank {} cannot go on after it gave up waiting for another rank", what, world_ranks_[static_cast<std::size_t>(rank_)]);
   ++started_;
 }
 
@@ -100,10 +102,13 @@ void Waiting::give_up(const char* what, Seconds waited) {
   deadline_->passed = true;
   std::vector<int> silent;
   for (int r = 0; r < size_; ++r) {
-    if (!answered_[static_cast<std::size_t>(r)]) silent.push_back(r);
+    if (!answered_[static_cast<std::size_t>(r)]) silent.push_back(world_ranks_[static_cast<std::size_t>(r)]);
   }
-  if (silent.empty()) fail(Fault::rank, "{}: rank {} of {} waited {:.1f} s, and all others wait as well: the network is slow or broken", what, rank_, size_, waited.count());
-  fail(Fault::rank, "{}: rank {} of {} waited {:.1f} s for rank {}, which does not answer: dead, stopped, cut off, or still computing", what, rank_, size_,
+  const int own = world_ranks_[static_cast<std::size_t>(rank_)];
+  int all = 0;
+  check_mpi(MPI_Comm_size(MPI_COMM_WORLD, &all), "MPI_Comm_size");
+  if (silent.empty()) fail(Fault::rank, "{}: rank {} of {} waited {:.1f} s, and all others wait as well: the network is slow or broken", what, own, all, waited.count());
+  fail(Fault::rank, "{}: rank {} of {} waited {:.1f} s for rank {}, which does not answer: dead, stopped, cut off, or still computing", what, own, all,
        waited.count(), fmt::join(silent, ", "));
 }
 

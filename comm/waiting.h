@@ -34,6 +34,8 @@ class Waiting {
   int rank() const { return rank_; }
   int size() const { return size_; }
   bool given_up() const { return deadline_->passed; }
+  /// Something was begun that nobody will wait for: the job can only be ended.
+  void abandon() { deadline_->passed = true; }
 
   /// Before each collective: an Error if this rank has given up on another one.
   void start(const char* what);
@@ -48,6 +50,7 @@ class Waiting {
 
   MPI_Comm comm_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1;
+  std::vector<int> world_ranks_;          // [size]: what errors call the ranks
   std::shared_ptr<Deadline> deadline_;
   std::int64_t started_ = 0, asked_ = 0;  // collectives; the one that was last asked about
   std::vector<bool> answered_;            // [ranks], to that

@@ -103,7 +103,11 @@ int bench_command(std::span<const std::string> args, ProcessGroup& group) {
   Job job(o.mesh, o.shape, group);
   check(o.prompt_len + o.new_tokens <= job.config.seqlen, "--prompt-len {} and --new-tokens {} do not fit a context of {}", o.prompt_len, o.new_tokens, job.config.seqlen);
   on_first_rank(ranks, [&] {  // known before anything runs
-    if (!o.json.empty() && !std::ofstream(o.json, std::ios::app)) fail(Fault::usage, "--json {}: cannot be written", o.json.string());
+    if (o.json.empty()) return;
+    std::error_code error;
+    const bool there = std::filesystem::exists(o.json, error);
+    if (!std::ofstream(o.json, std::ios::app)) fail(Fault::usage, "--json {}: cannot be written", o.json.string());
+    if (!there) std::filesystem::remove(o.json, error);
   });
   ranks.barrier();
   const auto loading = Clock::now();
@@ -155,6 +159,7 @@ int bench_command(std::span<const std::string> args, ProcessGroup& group) {
     out["load"] = {{"seconds", load_seconds}, {"bytes", file_bytes}, {"bytes_per_s", file_bytes / load_seconds}};
   }
   if (o.ops) out["ops"] = bench_operations(gpt, before, o, std::max<std::int64_t>(rows, 1));
+  if (const Json products = bench_products(gpt, o, std::max<std::int64_t>(rows, 1)); !products.is_null()) out["equal_bits"] = products;
   if (o.sampler) out["sampler"] = bench_sampler(gpt, std::max<std::int64_t>(rows, 1), step_s);
   ranks.barrier();
   if (o.collectives) out["collectives"] = bench_collectives(ranks);
@@ -164,6 +169,7 @@ int bench_command(std::span<const std::string> args, ProcessGroup& group) {
                1e3 * step_s, bytes / 1e9, 100 * bytes / limits.bytes_per_s, limits.bytes_per_s / 1e9);
     if (o.load) fmt::print("load    {:.2f} s, {:.2f} GB/s of the checkpoint's files\n", load_seconds, out["load"]["bytes_per_s"].get<double>() / 1e9);
     if (o.ops) print_operations(out["ops"]);
+    if (out.contains("equal_bits")) print_products(out["equal_bits"]);
     if (o.sampler) print_sampler(out["sampler"]);
     if (o.collectives) print_collectives(out["collectives"]);
     if (o.json.empty()) return;

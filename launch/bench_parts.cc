@@ -38,23 +38,6 @@ std::vector<double> measure(Device& device, double budget, const std::function<v
   return seconds;
 }
 
-/// Random numbers in [-scale, scale) in a device's tensor.
-Tensor noise(Device& device, DType dtype, Shape shape, float scale = 1) {
-  const Tensor host = host_tensor(dtype, shape), tensor = device.empty(dtype, shape);
-  std::uint32_t state = 1;
-  for (std::int64_t i = 0; i < host.numel(); ++i) {
-    state = state * 1664525u + 1013904223u;
-    const float value = static_cast<float>(static_cast<std::int32_t>(state)) * 0x1p-31f * scale;
-    if (dtype == DType::f32) {
-      host.data<float>()[i] = value;
-    } else {
-      static_cast<std::uint16_t*>(host.raw())[i] = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(value) >> 16);
-    }
-  }
-  device.copy(host, tensor);
-  return tensor;
-}
-
 struct Operation {
   const char* name;
   double calls;  // of a pass
@@ -128,6 +111,22 @@ Json operations_of(const Gpt& gpt, const Limits& limits, const char* phase, std:
 }
 
 }  // namespace
+
+Tensor noise(Device& device, DType dtype, Shape shape, float scale) {
+  const Tensor host = host_tensor(dtype, shape), tensor = device.empty(dtype, shape);
+  std::uint32_t state = 1;
+  for (std::int64_t i = 0; i < host.numel(); ++i) {
+    state = state * 1664525u + 1013904223u;
+    const float value = static_cast<float>(static_cast<std::int32_t>(state)) * 0x1p-31f * scale;
+    if (dtype == DType::f32) {
+      host.data<float>()[i] = value;
+    } else {
+      static_cast<std::uint16_t*>(host.raw())[i] = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(value) >> 16);
+    }
+  }
+  device.copy(host, tensor);
+  return tensor;
+}
 
 double median_of(std::vector<double> seconds) {
   std::sort(seconds.begin(), seconds.end());

@@ -18,6 +18,14 @@ double median_of(std::vector<double> seconds);
 /// of a chunk of a prompt: an object each with name, rows, calls a pass, seconds of a call, its share of the pass, and the fraction of the limit that binds it.
 Json bench_operations(const Gpt& gpt, const Limits& limits, const BenchOptions& options, std::int64_t rows);
 
+/// What equal bits cost: the products of a pass by this rank's device and, on plain matrices and without an epilogue, by its library (cuBLASLt), each with the weights of layer
+/// after layer: {"products": an object each, "decode_ratio", "prefill_ratio": a pass's products, ours to the library's}. Null: the device
+/// has no library, or the weights are int8 (then it has no such product).
+Json bench_products(const Gpt& gpt, const BenchOptions& options, std::int64_t rows);
+
+/// Random numbers in [-scale, scale) in a device's tensor.
+Tensor noise(Device& device, DType dtype, Shape shape, float scale = 1);
+
 /// Choosing tokens for `rows` rows of logits in the ways that people use: an object each, with the share of a decode step of `step_seconds`.
 Json bench_sampler(const Gpt& gpt, std::int64_t rows, double step_seconds);
 
@@ -27,6 +35,7 @@ Json bench_collectives(Communicator& ranks);
 
 /// Tables for people, of what the functions above returned.
 void print_operations(const Json& operations);
+void print_products(const Json& products);
 void print_sampler(const Json& sampler);
 void print_collectives(const Json& collectives);
 

@@ -43,11 +43,13 @@ void noting(Facts& facts, std::string_view todo, const Body& body) {
 void look_at_files(Facts& facts, const GenerateCommandOptions& o, const Job* job) {
   noting(facts, ". The checkpoint must be complete on every host", [&] {
     const fs::path& folder = o.mesh.checkpoint;
-    std::vector<fs::path> files = weight_files(folder);
+    const bool broadcast = o.mesh.load == "broadcast";  // then only the first host's weights count
+    std::vector<fs::path> files;
+    if (!broadcast) files = weight_files(folder);
     files.push_back(folder / "config.json");
     if (const fs::path tokenizer = tokenizer_file(folder); !tokenizer.empty()) files.push_back(tokenizer);
     if (o.chat.on) std::ranges::copy(chat_files(folder), std::back_inserter(files));
-    if (job) find_params(SafetensorsFolder(folder), job->config);
+    if (job && (!broadcast || facts.host == 0)) find_params(SafetensorsFolder(folder), job->config);
     for (const fs::path& file : files) facts.files[file.filename().string()] = file_hash(file, most_read / std::ssize(files)).substr(0, hash_digits);
   });
   noting(facts, "", [&] {

@@ -102,8 +102,8 @@ int drift_command(std::span<const std::string> args, ProcessGroup& group) {
 int version_command() {
   using namespace cpu;
   const std::span usable(isa_names, static_cast<std::size_t>(best_isa()) + 1);
-  fmt::print("kvmesh {} (build {})\nMPI: {}\nNCCL: {}\ncuDNN: not compiled in\nCUDA: {}\nCPU instruction sets: {} (compiled in: {})\n",
-             version_text(), build_text(), mpi_version(), nccl_version(), cuda_versions(), fmt::join(usable, ", "), fmt::join(isa_names, ", "));
+  fmt::print("kvmesh {} (build {})\nMPI: {}\nNCCL: {}\ncuDNN: {}\nCUDA: {}\nCPU instruction sets: {} (compiled in: {})\n",
+             version_text(), build_text(), mpi_version(), nccl_version(), cudnn_versions(), cuda_versions(), fmt::join(usable, ", "), fmt::join(isa_names, ", "));
   return 0;
 }
 

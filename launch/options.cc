@@ -80,6 +80,10 @@ void add_mesh_options(po::options_description& options, MeshOptions& mesh, std::
       ("comm-timeout", value(mesh.comm_timeout, "SECONDS"), "no rank waits longer for another");
 }
 
+void add_attention_option(po::options_description& options, MeshOptions& mesh) {
+  options.add_options()("attention", value(mesh.attention, "WHOSE"), "native: kvmesh's own, the same bits whatever a row's company; cudnn: cuDNN's, on GPUs in bfloat16; auto: native");
+}
+
 void add_context_option(po::options_description& options, MeshOptions& mesh) {
   options.add_options()("context", value(mesh.context, "N"), "tokens that a row may have, and the cache holds of it; 0: all that the model can");
 }
@@ -88,6 +92,7 @@ void add_context_option(po::options_description& options, MeshOptions& mesh) {
 void add_weight_options(po::options_description& options, MeshOptions& mesh) {
   options.add_options()  //
       ("quantize", value(mesh.quantize, "KIND"), "int8: the matrices of products as integers with a scale a column; none: as --dtype")  //
+      ("load", value(mesh.load, "HOW"), "read: every host reads the checkpoint's weights; broadcast: rank 0's host does, and sends them to the others")  //
       ("pack-cache", value(mesh.pack_cache, "DIR"), "keep the packed weights in this folder for the next start; beside: in .kvmesh in the checkpoint's folder");
 }
 
@@ -119,8 +124,11 @@ void check_mesh_options(const MeshOptions& mesh, const char* batch_option = "bat
   check(mesh.comm_timeout > 0, "--comm-timeout {}: must be positive", mesh.comm_timeout);
   check(mesh.threads >= 0 && mesh.threads <= 1024, "--threads {}: must be 0 to 1024", mesh.threads);
   choose<int>("device", mesh.device, {{"cpu", 0}, {"cuda", 0}, {"auto", 0}});
+  choose<int>("attention", mesh.attention, {{"auto", 0}, {"cudnn", 0}, {"native", 0}});
   choose<int>("dtype", mesh.dtype, {{"float32", 0}, {"bfloat16", 0}, {"auto", 0}});
   choose<int>("quantize", mesh.quantize, {{"none", 0}, {"int8", 0}});
+  choose<int>("load", mesh.load, {{"read", 0}, {"broadcast", 0}});
+  check(mesh.load == "read" || mesh.pack_cache.empty(), "--pack-cache: not with --load broadcast, where one host packs for all");
 }
 
 /// A number of rows, or auto.
@@ -150,8 +158,10 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   std::string checkpoint, prompts, output, metrics, prometheus, trace, rng = "row", sync = "tokens", pad = "power-of-two", shards = "shared", batch_size = "32";
   std::int64_t seed = 0;
   std::optional<std::int32_t> logprobs;
+  bool no_run_ahead = false;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
+  add_attention_option(options, o.mesh);
   add_context_option(options, o.mesh);
   add_weight_options(options, o.mesh);
   add_rows_options(options, prompts, output);
@@ -177,6 +187,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
       ("prefill-chunk", value(o.generate.prefill_chunk, "N"), "prompt tokens that a rank prefills between two decode steps at most; changes no result")  //
       ("static-batches", po::bool_switch(&o.generate.static_batches), "rows enter only when the whole batch has finished")  //
       ("shards", value(shards, "HOW"), "shared: a row goes to whichever rank has room; static: row i to rank i mod ranks; changes no result")  //
+      ("no-run-ahead", po::bool_switch(&no_run_ahead), "a GPU waits until the host has each step's tokens; changes no result")  //
       ("sentinel", value(o.generate.sentinel, "STEPS"), "every so many steps a 256th of the weights in memory is compared with the other ranks'; 0: never")  //
       ("metrics", value(metrics, "FILE"), "where the time goes, a JSON line every --metrics-interval; appended")  //
       ("prometheus", value(prometheus, "FILE"), "the same as Prometheus' text, replaced every --metrics-interval")  //
@@ -211,6 +222,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   o.generate.batch_size = o.mesh.batch_size;
   o.generate.seed = static_cast<std::uint32_t>(seed);
   o.generate.logprobs = logprobs.value_or(-1);
+  o.generate.run_ahead = !no_run_ahead;
   o.generate.rng = choose<Rng>("rng", rng, {{"row", Rng::row}, {"jax", Rng::jax}});
   o.generate.sync = choose<Sync>("sync", sync, {{"tokens", Sync::tokens}, {"logits", Sync::logits}});
   o.generate.shards = choose<Shards>("shards", shards, {{"shared", Shards::shared}, {"static", Shards::fixed}});
@@ -226,6 +238,7 @@ std::optional<ScoreOptions> parse_score_options(std::span<const std::string> arg
   std::string checkpoint, prompts, output;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
+  add_attention_option(options, o.mesh);
   add_context_option(options, o.mesh);
   add_weight_options(options, o.mesh);
   add_rows_options(options, prompts, output);
@@ -248,6 +261,7 @@ std::optional<VerifyOptions> parse_verify_options(std::span<const std::string> a
   std::int64_t seed = 0;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
+  add_attention_option(options, o.mesh);
   add_weight_options(options, o.mesh);
   options.add_options()  //
       ("batch-size", value(o.mesh.batch_size, "B"), "rows in flight on the whole mesh")                     //
@@ -275,6 +289,7 @@ std::optional<BenchOptions> parse_bench_options(std::span<const std::string> arg
   std::string checkpoint, shape, json, parts;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
+  add_attention_option(options, o.mesh);
   add_context_option(options, o.mesh);
   add_weight_options(options, o.mesh);
   options.add_options()  //
@@ -313,6 +328,7 @@ std::optional<ScaleOptions> parse_scale_options(std::span<const std::string> arg
   std::string checkpoint, shape, ranks, report;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
+  add_attention_option(options, o.mesh);
   add_context_option(options, o.mesh);
   add_weight_options(options, o.mesh);
   options.add_options()  //
@@ -387,7 +403,7 @@ std::optional<ProgressOptions> parse_progress_options(std::span<const std::strin
 std::optional<TrainCommandOptions> parse_train_options(std::span<const std::string> args, bool speak) {
   TrainCommandOptions o;
   OptimizerOptions& opt = o.optimizer;
-  std::string checkpoint, output, metrics, optimizer = "muon", rows = "filled", documents = "joined", rule = "cautious", schedule = "blocks";
+  std::string checkpoint, output, metrics, optimizer = "muon", rows = "filled", documents = "joined", rule = "cautious", schedule = "blocks", reduce = "tree";
   double lr = 0, floor = -1;
   std::int64_t seed = 0;
   opt.steps = 0;
@@ -422,6 +438,7 @@ std::optional<TrainCommandOptions> parse_train_options(std::span<const std::stri
       ("weight-decay", value(opt.weight_decay, "W"), "of the blocks' matrices, times the learning rate")  //
       ("decay-rule", value(rule, "RULE"), "cautious: where the step shrinks a weight; original: where it does not; plain: everywhere")  //
       ("clip", value(opt.clip, "NORM"), "the gradient's norm, at most; 0: no limit")  //
+      ("reduce", value(reduce, "HOW"), "tree: gradients are summed to the same bits on any number of ranks; library: by MPI's all-reduce")  //
       ("recompute", po::bool_switch(&o.recompute), "keep only what enters each block and compute the rest again: less memory, a third more work")  //
       ("save-every", value(o.save_every, "STEPS"), "between saves; 0: at the end, or when stopped")  //
       ("keep", value(o.keep, "N"), "saved steps that stay, besides the best")  //
@@ -449,6 +466,7 @@ std::optional<TrainCommandOptions> parse_train_options(std::span<const std::stri
   o.rows.documents_apart = choose<bool>("documents", documents, {{"joined", false}, {"apart", true}});
   opt.muon = choose<bool>("optimizer", optimizer, {{"muon", true}, {"adamw", false}});
   opt.rule = choose<DecayRule>("decay-rule", rule, {{"cautious", DecayRule::cautious}, {"original", DecayRule::original}, {"plain", DecayRule::plain}});
+  o.library_sum = choose<bool>("reduce", reduce, {{"tree", false}, {"library", true}});
   opt.schedule_all = choose<bool>("schedule", schedule, {{"blocks", false}, {"all", true}});
   check(opt.steps >= 1, "--steps {}: must be at least 1", opt.steps);
   check(o.batch_rows >= 1 && o.micro_rows >= 1 && o.batch_rows % o.micro_rows == 0, "--batch-rows {} is not a multiple of --micro-rows {}", o.batch_rows, o.micro_rows);

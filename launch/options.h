@@ -20,12 +20,13 @@ constexpr std::int64_t auto_batch = -1;
 /// Options of every command that computes on a mesh.
 struct MeshOptions {
   std::filesystem::path checkpoint, prompts, output;  ///< output: empty or "-" is standard output
-  std::string device = "auto", dtype = "auto", quantize = "none", mesh;
+  std::string device = "auto", attention = "auto", dtype = "auto", quantize = "none", mesh;
   std::int64_t context = 0;      ///< tokens that a row may have and the cache holds of it; 0: the model's seqlen
   std::int64_t batch_size = 32;  ///< auto_batch: as many rows as fit; settle_batch (job/checkup.h) finds out how many
   int threads = 0;
   double comm_timeout = 60;
   bool share_gpus = false;
+  std::string load = "read";  ///< or broadcast: only the first host reads the weights
   std::string pack_cache;  ///< folder; empty: none; "beside": in the checkpoint's folder
 };
 
@@ -130,6 +131,7 @@ struct TrainCommandOptions {
   std::int64_t sample_every = 0, sample_tokens = 64;
   float sample_temperature = 0;
   std::filesystem::path metrics;
+  bool library_sum = false;          ///< TrainerOptions'
   bool recompute = false, no_peak = false, fresh = false;
 };
 std::optional<TrainCommandOptions> parse_train_options(std::span<const std::string> args, bool speak);

@@ -98,8 +98,7 @@ namespace {
 std::vector<ScaleRun> drawn_anew(const std::map<std::tuple<ScaleRun::Kind, int, std::int64_t>, std::vector<ScaleRun>>& groups, std::mt19937& random) {
   std::vector<ScaleRun> runs;
   for (const auto& [key, group] : groups) {
-    std::uniform_int_distribution<std::size_t> which(0, group.size() - 1);
-    for (std::size_t i = 0; i < group.size(); ++i) runs.push_back(group[which(random)]);
+    for (std::size_t i = 0; i < group.size(); ++i) runs.push_back(group[random() % group.size()]);  // the same with every standard library
   }
   return runs;
 }

@@ -3,110 +3,26 @@
 
 #include "comm/agreement.h"
 #include "launch/job/agree.h"
-#include "launch/job/file.h"
-#include "launch/job/job.h"
 #include "launch/job/plots.h"
 #include "launch/job/signals.h"
+#include "launch/job/train_begin.h"
 #include "launch/job/train_checkup.h"
 #include "launch/job/train_report.h"
 #include "launch/job/train_samples.h"
-#include "model/memory.h"
 #include "model/hash.h"
-#include "model/train/train_checkpoint.h"
-#include "model/train/trainer.h"
+#include "model/memory.h"
+#include "model/train/train_state.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
-#include <sys/file.h>
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
+#include <utility>
 
 namespace kvmesh {
 namespace {
 
 namespace fs = std::filesystem;
-
-/// Everything that a step's bits depend on.
-std::string options_of(const TrainCommandOptions& o, const Job& job, const DataOptions& data, std::span<const fs::path> validation) {
-  const OptimizerOptions& opt = o.optimizer;
-  const auto list = [](std::span<const fs::path> paths) {
-    nlohmann::ordered_json files = nlohmann::ordered_json::array();
-    for (const fs::path& file : paths) files.push_back(fmt::format("{} ({} bytes, hash {})", file.filename().string(), fs::file_size(file), file_hash(file, 1 << 20)));
-    return files;
-  };
-  const nlohmann::ordered_json json = {
-      {"model", nlohmann::ordered_json::parse(to_json(job.config))},
-      {"dtype", std::string(name_of(job.dtype))},
-      {"device", job.device->kind()},
-      {"init", o.init == "weights" ? job.hash_of_checkpoint(o.mesh.checkpoint) : o.init},
-      {"seed", data.seed},
-      {"data", list(data.files)},
-      {"validation", list(validation)},
-      {"end-of-text", data.end_of_text},
-      {"rows", data.rows == RowKind::filled ? "filled" : "whole"},
-      {"documents", data.documents_apart ? "apart" : "joined"},
-      {"shuffle", data.shuffle},
-      {"steps", opt.steps},
-      {"batch-rows", o.batch_rows},
-      {"micro-rows", o.micro_rows},
-      {"optimizer", opt.muon ? "muon" : "adamw"},
-      {"lr", opt.lr},
-      {"lr-floor", opt.floor},
-      {"warmup", opt.warmup},
-      {"schedule", opt.schedule_all ? "all" : "blocks"},
-      {"embed-lr", opt.embed_lr},
-      {"head-lr", opt.head_lr},
-      {"beta1", opt.beta1},
-      {"beta2", opt.beta2},
-      {"eps", opt.eps},
-      {"momentum", opt.momentum},
-      {"newton-schulz", opt.newton_schulz_steps},
-      {"weight-decay", opt.weight_decay},
-      {"decay-rule", opt.rule == DecayRule::cautious ? "cautious" : opt.rule == DecayRule::original ? "original" : "plain"},
-      {"clip", opt.clip},
-      {"patience", o.patience},
-  };
-  return json.dump();
-}
-
-/// An Error that names the first option that is not what it was.
-void check_same(const std::string& before, const std::string& now, const fs::path& output) {
-  const auto a = nlohmann::ordered_json::parse(before), b = nlohmann::ordered_json::parse(now);
-  for (const auto& [key, value] : b.items()) {
-    if (a.contains(key) && a.at(key) == value) continue;
-    const bool list = value.is_array();  // of files: hundreds, maybe
-    fail(Fault::usage, "{} was begun with another {}{}; --fresh begins anew", output.string(), key, list ? "" : fmt::format(": {}, now {}", a.contains(key) ? a.at(key).dump() : "none", value.dump()));
-  }
-}
-
-/// Keeps a second job off the folder, as long as it lives.
-std::unique_ptr<File> lock(const fs::path& output) {
-  fs::create_directories(output);
-  auto file = std::make_unique<File>(output / ".lock", O_CREAT | O_RDWR);
-  check(flock(file->fd(), LOCK_EX | LOCK_NB) == 0, "--output {}: another job trains there", output.string());
-  return file;
-}
-
-/// A line that a crash has torn is ended.
-std::unique_ptr<File> open_metrics(const fs::path& name, bool fresh) {
-  auto file = std::make_unique<File>(name, O_CREAT | O_RDWR | O_APPEND | (fresh ? O_TRUNC : 0));
-  std::string last;
-  if (fs::is_regular_file(name) && fs::file_size(name) > 0) file->read_at(static_cast<std::int64_t>(fs::file_size(name)) - 1, 1, last);
-  if (!last.empty() && last != "\n") file->write("\n");
-  return file;
-}
-
-/// The ranks' own parts of a vector, put together on every rank. Collective.
-Tensor gathered(Communicator& ranks, const Optimizer& optimizer, const Tensor& own, std::int64_t size) {
-  std::vector<std::int64_t> counts;
-  for (const Range& owner : optimizer.owners()) counts.push_back(owner.size());
-  const Tensor all = host_tensor(DType::f32, {size});
-  ranks.all_gather_ragged(own, counts, all);
-  return all;
-}
 
 /// Tokens that a token of these batches sees on average over the layers, itself included.
 double keys_of(const ModelConfig& config, std::span<const TrainBatch> batches) {
@@ -124,155 +40,204 @@ double keys_of(const ModelConfig& config, std::span<const TrainBatch> batches) {
   return tokens > 0 ? keys / tokens / static_cast<double>(layers.size()) : 0;
 }
 
-/// The newest saved step as rank 0 finds it, on every rank: only that rank need see the folder. False if there is none. Collective.
-bool go_on(Communicator& ranks, const TrainCommandOptions& o, const ModelConfig& config, const ParamLayout& layout, const Optimizer& optimizer, const Tensor& vector, TrainProgress& progress) {
-  TrainCheckpoint checkpoint;
-  std::string text;
-  on_first_rank(ranks, [&] {
-    clean_output(o.mesh.output, o.fresh);
-    const std::optional<TrainProgress> saved = find_progress(o.mesh.output);
-    if (!saved) return;
-    check_same(saved->options, progress.options, o.mesh.output);
-    checkpoint = read_train_checkpoint(o.mesh.output, config, layout);
-    text = to_json(checkpoint.progress);
-  });
-  broadcast_bytes(ranks, text);
-  if (text.empty()) return false;
-  progress = parse_progress(text, (o.mesh.output / "training.json").string());
-  const Range own = optimizer.own();
-  const Tensor whole = host_tensor(DType::f32, {layout.size});
-  const auto spread = [&](const Tensor& from, const Tensor& to, Range part) {
-    if (from.defined()) std::memcpy(whole.raw(), from.raw(), whole.bytes());
-    ranks.broadcast(whole, 0);
-    if (to.bytes() > 0) std::memcpy(to.raw(), whole.data<float>() + part.begin, to.bytes());
+/// What to train on, and to validate on if anything.
+struct TrainData {
+  DataOptions options;
+  std::vector<fs::path> validation_files;
+  std::unique_ptr<const AllRows> validation;
+};
+
+TrainData find_data(const TrainCommandOptions& o, const Job& job) {
+  TrainData data{.options = o.rows, .validation_files = {}, .validation = nullptr};
+  data.options.files = find_shards(o.data);
+  data.options.seqlen = job.config.seqlen;
+  data.options.vocab_size = job.config.vocab_size;
+  data.options.end_of_text = o.end_of_text >= 0 ? o.end_of_text : job.tokenizer ? job.tokenizer->end_of_text() : -1;
+  check(data.options.end_of_text >= 0 && data.options.end_of_text < job.config.vocab_size, "--end-of-text {}: the token that begins a document must be one of the model's {}",
+        data.options.end_of_text, job.config.vocab_size);
+  if (o.validation.empty()) return data;
+  DataOptions rows = data.options;
+  rows.files = data.validation_files = find_shards(o.validation);
+  data.validation = std::make_unique<const AllRows>(rows, o.micro_rows);
+  return data;
+}
+
+TrainerOptions trainer_options(const TrainCommandOptions& o, const Communicator& ranks) {
+  return {.optimizer = o.optimizer,
+          .batch = {o.batch_rows, o.micro_rows, split(o.batch_rows / o.micro_rows, ranks.size(), ranks.rank())},
+          .recompute = o.recompute,
+          .library_sum = o.library_sum};
+}
+
+/// One run of the command, all of it collective.
+class Training {
+ public:
+  Training(const TrainCommandOptions& o, Job& job, const ParamLayout& layout, const TrainData& data, const TrainSamples& samples, ProcessGroup& group)
+      : o_(o),
+        job_(job),
+        layout_(layout),
+        data_(data),
+        samples_(samples),
+        ranks_(group.world()),
+        first_(group.rank() == 0),
+        options_(trainer_options(o, ranks_)),
+        needed_(check_train_memory(job, layout, options_, samples.count(), group)),
+        trainer_(job.config, job.dtype, *job.device, ranks_, layout, options_),
+        saver_(o.mesh.output, job.config, tokenizer_file(o.mesh.checkpoint), o.keep) {}
+
+  int run();
+
+ private:
+  void find_beginning();
+  void announce(TrainReport& report) const;
+  void take_steps(DataLoader& loader, std::vector<TrainBatch> batches, TrainReport& report);
+  Trainer::Step step(std::span<const TrainBatch> batches, double& seconds);
+  std::optional<double> validate();
+  void save(const DataCursor& cursor);
+  void end(TrainReport& report, bool unfinished);
+
+  bool is_tired() const { return o_.patience > 0 && progress_.step - progress_.best_train_step > o_.patience; }
+  bool is_done() const { return progress_.step >= o_.optimizer.steps || is_tired(); }
+
+  const TrainCommandOptions& o_;
+  Job& job_;
+  const ParamLayout& layout_;
+  const TrainData& data_;
+  const TrainSamples& samples_;
+  Communicator& ranks_;
+  bool first_;
+  TrainerOptions options_;
+  std::int64_t needed_;  // bytes of the rank with the most
+  Trainer trainer_;
+  std::unique_ptr<File> held_, metrics_;  // the first rank's, as the next
+  TrainSaver saver_;
+  TrainProgress progress_;
+  std::int64_t last_saved_ = 0;
+};
+
+/// The newest saved step, or the start.
+void Training::find_beginning() {
+  on_first_rank(ranks_, [&] { held_ = lock_output(o_.mesh.output); });
+  progress_.options = training_options(o_, job_, data_.options, data_.validation_files);
+  check_agreement(ranks_, hash_of(progress_.options, 0), "what training depends on (options, weights, data, kind of device)");
+  if (!go_on(ranks_, *job_.device, o_, job_.config, layout_, trainer_, progress_)) {
+    if (o_.init == "weights") read_parameters(o_.mesh.checkpoint, job_.config, layout_, trainer_.parameters());
+    else initialize(job_.config, layout_, o_.init == "copying" ? Init::copying : Init::original, data_.options.seed, trainer_.parameters());
+  }
+  trainer_.parameters_changed();
+  last_saved_ = progress_.step;
+}
+
+void Training::announce(TrainReport& report) const {
+  std::int64_t parameters = 0;
+  for (const Matrix& m : layout_.matrices) parameters += m.size();
+  report.begin(fmt::format("{} parameters, {} rows of {} tokens a step, {} steps{}, about {} a rank, on {} rank{} of {}", parameters, o_.batch_rows, job_.config.seqlen, o_.optimizer.steps,
+                           progress_.step > 0 ? fmt::format(" ({} are done)", progress_.step) : "", readable_bytes(needed_), ranks_.size(), ranks_.size() == 1 ? "" : "s",
+                           job_.device->describe()));
+  if (const std::int64_t leaves = o_.batch_rows / o_.micro_rows; leaves < ranks_.size()) {
+    report.begin(fmt::format("a step has {} micro-batch{}, so that {} of the ranks have none: see --micro-rows", leaves, leaves == 1 ? "" : "es", ranks_.size() - leaves));
+  }
+}
+
+Trainer::Step Training::step(std::span<const TrainBatch> batches, double& seconds) {
+  const auto begun = std::chrono::steady_clock::now();
+  const Trainer::Step step = trainer_.step(progress_.step, batches);
+  seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
+  ++progress_.step;
+  progress_.tokens += step.tokens;
+  progress_.loss = step.loss;
+  if (step.loss < progress_.best_train_loss) {
+    progress_.best_train_loss = step.loss;
+    progress_.best_train_step = progress_.step;
+  }
+  return step;
+}
+
+/// The loss, where it is time for it.
+std::optional<double> Training::validate() {
+  if (!data_.validation || !(is_done() || (o_.validate_every > 0 && progress_.step % o_.validate_every == 0))) return std::nullopt;
+  const double loss = trainer_.evaluate(*data_.validation);
+  if (loss < progress_.best_loss) {
+    progress_.best_loss = loss;
+    progress_.best_step = progress_.step;
+  }
+  return loss;
+}
+
+void Training::save(const DataCursor& cursor) {
+  const Optimizer& optimizer = trainer_.optimizer();
+  trainer_.check_finite(trainer_.parameters(), fmt::format("step {}: the new weight", progress_.step));
+  for (const Tensor* own : {&optimizer.m(), &optimizer.v()}) trainer_.check_own_finite(*own, fmt::format("step {}: the optimizer's state", progress_.step));
+  const auto collected = [&](const Tensor& own) {
+    const Tensor whole = first_ ? host_tensor(DType::f32, {layout_.size}) : Tensor();
+    collect_state(ranks_, *job_.device, optimizer.owners(), own, whole);
+    return whole;
   };
-  spread(checkpoint.parameters, vector, {0, layout.size});
-  spread(checkpoint.m, optimizer.m(), own);
-  spread(checkpoint.v, optimizer.v(), own);
-  return true;
+  const Tensor m = collected(optimizer.m()), v = collected(optimizer.v());
+  progress_.cursor = cursor;
+  on_first_rank(ranks_, [&] { saver_.wait(); });  // the others know that it lives
+  if (first_) saver_.save(layout_, {progress_, trainer_.parameters(), m, v});
+  last_saved_ = progress_.step;
+}
+
+/// `batches` are the first step's.
+void Training::take_steps(DataLoader& loader, std::vector<TrainBatch> batches, TrainReport& report) {
+  for (bool more = !is_done(); more;) {
+    double seconds = 0;
+    const Trainer::Step taken = step(batches, seconds);
+    const bool stopped = largest(ranks_, stop_requested()) != 0, done = is_done();
+    const std::optional<double> validated = validate();
+    const std::vector<TrainSample> said = samples_.due(progress_.step, done) ? samples_.make(trainer_.gpt(), ranks_) : std::vector<TrainSample>();
+    report.step({progress_.step, taken, seconds, Backprop::flops_per_token(job_.config, keys_of(job_.config, batches)), validated, trainer_.times(), said, done || stopped});
+    if (done || stopped || progress_.best_step == progress_.step || (o_.save_every > 0 && progress_.step % o_.save_every == 0)) save(loader.cursor());
+    more = !done && !stopped;
+    if (more) batches = loader.next();
+  }
+}
+
+void Training::end(TrainReport& report, bool unfinished) {
+  on_first_rank(ranks_, [&] {
+    saver_.wait();
+    if (metrics_ && fs::is_regular_file(o_.metrics)) plot_losses(o_.metrics, o_.mesh.output / "loss");
+  });
+  report.end(unfinished ? fmt::format("stopped after step {}; the same command{} goes on", last_saved_, o_.fresh ? " without --fresh" : "")
+                        : fmt::format("{} steps, {} tokens{}{}; {}/last", progress_.step, progress_.tokens, is_tired() ? fmt::format(", no lower loss for {} steps", o_.patience) : "",
+                                      progress_.best_step > 0 ? fmt::format(", best validation loss {:.4f} after step {}", progress_.best_loss, progress_.best_step) : "",
+                                      o_.mesh.output.string()));
+}
+
+/// The exit code.
+int Training::run() {
+  find_beginning();
+  if (!o_.metrics.empty()) on_first_rank(ranks_, [&] { metrics_ = open_metrics(o_.metrics, o_.fresh); });
+  const double peak = o_.no_peak ? 0 : job_.device->measure_limits(job_.dtype).flops_per_s * ranks_.size();
+  TrainReport report(first_, o_.optimizer.steps, progress_.step, peak, metrics_.get());
+  DataLoader loader(data_.options, options_.batch, progress_.cursor);
+  std::vector<TrainBatch> batches;
+  if (!is_done()) batches = loader.next();
+  announce(report);
+  try {
+    take_steps(loader, std::move(batches), report);
+  } catch (const NotFinite&) {
+    on_first_rank(ranks_, [&] { saver_.wait(); });  // what was saved before is good
+    throw;
+  }
+  const bool unfinished = !is_done();
+  end(report, unfinished);
+  return unfinished ? 75 : 0;
 }
 
 }  // namespace
 
 int train_command(std::span<const std::string> args, ProcessGroup& group) {
-  const bool first = group.rank() == 0;
-  const std::optional<TrainCommandOptions> parsed = parse_train_options(args, first);
-  if (!parsed) return 0;
-  const TrainCommandOptions& o = *parsed;
-  Job job(o.mesh, group);
-  Communicator& ranks = group.world();
-  const ModelConfig& config = job.config;
-  check(config.native(), "{}: \"model_type\": training is there for the original's architecture only, not for {}", (o.mesh.checkpoint / "config.json").string(), config.family);
-  const ParamLayout layout(config);
-
-  DataOptions data = o.rows;
-  data.files = find_shards(o.data);
-  data.seqlen = config.seqlen;
-  data.vocab_size = config.vocab_size;
-  data.end_of_text = o.end_of_text >= 0 ? o.end_of_text : job.tokenizer ? job.tokenizer->end_of_text() : -1;
-  check(data.end_of_text >= 0 && data.end_of_text < config.vocab_size, "--end-of-text {}: the token that begins a document must be one of the model's {}", data.end_of_text,
-        config.vocab_size);
-  const TrainSamples samples(o, job, data.end_of_text);
-  std::unique_ptr<const AllRows> validation;
-  std::vector<fs::path> validation_files;
-  if (!o.validation.empty()) {
-    DataOptions rows = data;
-    rows.files = validation_files = find_shards(o.validation);
-    validation = std::make_unique<const AllRows>(rows, o.micro_rows);
-  }
-
-  TrainerOptions options{.optimizer = o.optimizer, .batch = {}, .recompute = o.recompute};
-  options.batch = {o.batch_rows, o.micro_rows, split(o.batch_rows / o.micro_rows, ranks.size(), ranks.rank())};
-  const std::int64_t needed = check_train_memory(job, layout, options, samples.count(), group);
-  Trainer trainer(config, job.dtype, *job.device, ranks, layout, options);
-  const Optimizer& optimizer = trainer.optimizer();
-
-  // Where to begin: the newest saved step, or the start.
-  std::unique_ptr<File> held;
-  on_first_rank(ranks, [&] { held = lock(o.mesh.output); });
-  TrainProgress progress;
-  progress.options = options_of(o, job, data, validation_files);
-  const Tensor vector = trainer.parameters();
-  check_agreement(ranks, hash_of(progress.options, 0), "what training depends on (options, weights, data, kind of device)");
-  if (!go_on(ranks, o, config, layout, optimizer, vector, progress)) {
-    if (o.init == "weights") read_parameters(o.mesh.checkpoint, config, layout, vector);
-    else initialize(config, layout, o.init == "copying" ? Init::copying : Init::original, data.seed, vector);
-  }
-  trainer.parameters_changed();
-
-  TrainSaver saver(o.mesh.output, config, tokenizer_file(o.mesh.checkpoint), o.keep);
-  std::unique_ptr<File> metrics;
-  if (!o.metrics.empty()) on_first_rank(ranks, [&] { metrics = open_metrics(o.metrics, o.fresh); });
-  const double peak = o.no_peak ? 0 : job.device->measure_limits(job.dtype).flops_per_s * ranks.size();
-  TrainReport report(first, o.optimizer.steps, progress.step, peak, metrics.get());
-  DataLoader loader(data, options.batch, progress.cursor);
-  const auto is_tired = [&] { return o.patience > 0 && progress.step - progress.best_train_step > o.patience; };
-  bool stopped = false, tired = is_tired(), more = progress.step < o.optimizer.steps && !tired;
-  std::vector<TrainBatch> batches;
-  if (more) batches = loader.next();
-  std::int64_t parameters = 0;
-  for (const Matrix& m : layout.matrices) parameters += m.size();
-  report.begin(fmt::format("{} parameters, {} rows of {} tokens a step, {} steps{}, about {} a rank, on {} rank{} of {}", parameters, o.batch_rows, config.seqlen, o.optimizer.steps,
-                           progress.step > 0 ? fmt::format(" ({} are done)", progress.step) : "", readable_bytes(needed), ranks.size(), ranks.size() == 1 ? "" : "s", job.device->describe()));
-  if (const std::int64_t leaves = o.batch_rows / o.micro_rows; leaves < ranks.size()) {
-    report.begin(fmt::format("a step has {} micro-batch{}, so that {} of the ranks have none: see --micro-rows", leaves, leaves == 1 ? "" : "es", ranks.size() - leaves));
-  }
-  const auto save = [&] {
-    const Tensor m = gathered(ranks, optimizer, optimizer.m(), layout.size), v = gathered(ranks, optimizer, optimizer.v(), layout.size);
-    for (const Tensor* x : {&vector, &m, &v}) {
-      trainer.check_finite(*x, fmt::format("step {}: {}", progress.step, x == &vector ? "the new weight" : "the optimizer's state"));
-    }
-    progress.cursor = loader.cursor();
-    on_first_rank(ranks, [&] { saver.wait(); });  // the others know that it lives
-    if (first) saver.save(layout, {progress, vector, m, v});
-  };
-  std::int64_t last_saved = progress.step;
-  try {
-    while (more) {
-      const auto begun = std::chrono::steady_clock::now();
-      const Trainer::Step step = trainer.step(progress.step, batches);
-      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
-      ++progress.step;
-      progress.tokens += step.tokens;
-      progress.loss = step.loss;
-      if (step.loss < progress.best_train_loss) {
-        progress.best_train_loss = step.loss;
-        progress.best_train_step = progress.step;
-      }
-      tired = is_tired();
-      stopped = largest(ranks, stop_requested()) != 0;
-      const bool done = progress.step == o.optimizer.steps || tired;
-      std::optional<double> validated;
-      if (validation && (done || (o.validate_every > 0 && progress.step % o.validate_every == 0))) {
-        validated = trainer.evaluate(*validation);
-        if (*validated < progress.best_loss) {
-          progress.best_loss = *validated;
-          progress.best_step = progress.step;
-        }
-      }
-      const std::vector<TrainSample> said = samples.due(progress.step, done) ? samples.make(trainer.gpt(), ranks) : std::vector<TrainSample>();
-      report.step({progress.step, step, seconds, Backprop::flops_per_token(config, keys_of(config, batches)), validated, trainer.times(), said, done || stopped});
-      if (done || stopped || progress.best_step == progress.step || (o.save_every > 0 && progress.step % o.save_every == 0)) {
-        save();
-        last_saved = progress.step;
-      }
-      more = !done && !stopped;
-      if (more) batches = loader.next();
-    }
-  } catch (const NotFinite&) {
-    on_first_rank(ranks, [&] { saver.wait(); });  // what was saved before is good
-    throw;
-  }
-  const bool unfinished = stopped && progress.step < o.optimizer.steps && !tired;
-  on_first_rank(ranks, [&] {
-    saver.wait();
-    if (metrics && fs::is_regular_file(o.metrics)) plot_losses(o.metrics, o.mesh.output / "loss");
-  });
-  report.end(unfinished
-                 ? fmt::format("stopped after step {}; the same command{} goes on", last_saved, o.fresh ? " without --fresh" : "")
-                 : fmt::format("{} steps, {} tokens{}{}; {}/last", progress.step, progress.tokens, tired ? fmt::format(", no lower loss for {} steps", o.patience) : "",
-                               progress.best_step > 0 ? fmt::format(", best validation loss {:.4f} after step {}", progress.best_loss, progress.best_step) : "", o.mesh.output.string()));
-  return unfinished ? 75 : 0;
+  const std::optional<TrainCommandOptions> o = parse_train_options(args, group.rank() == 0);
+  if (!o) return 0;
+  Job job(o->mesh, group);
+  check(job.config.native(), "{}: \"model_type\": training is there for the original's architecture only, not for {}", (o->mesh.checkpoint / "config.json").string(), job.config.family);
+  const ParamLayout layout(job.config);
+  const TrainData data = find_data(*o, job);
+  const TrainSamples samples(*o, job, data.options.end_of_text);
+  return Training(*o, job, layout, data, samples, group).run();
 }
 
 }  // namespace kvmesh

@@ -51,6 +51,7 @@ GenerateCommandOptions generate_options(const Json& manifest, const VerifyOption
     } else if (key == "device") {  // cpu/avx2: asked for was cpu
       const std::string kind = text(v);
       words.push_back("--device=" + kind.substr(0, kind.find('/')));
+      if (kind.find("/cudnn") != std::string::npos && o.mesh.device != "cpu") words.push_back("--attention=cudnn");
     } else if (v.is_array()) {
       for (const Json& e : v) words.push_back(fmt::format("--{}={}", key, text(e)));
     } else if (v.is_boolean()) {
@@ -61,10 +62,12 @@ GenerateCommandOptions generate_options(const Json& manifest, const VerifyOption
   }
   GenerateCommandOptions g = parse_generate_options(words, false).value();
   if (o.mesh.device != "auto") g.mesh.device = o.mesh.device;
+  if (o.mesh.attention != "auto") g.mesh.attention = o.mesh.attention;
   if (o.mesh.dtype != "auto") g.mesh.dtype = o.mesh.dtype;
   if (o.mesh.quantize != "none") g.mesh.quantize = o.mesh.quantize;
   g.mesh.mesh = o.mesh.mesh, g.mesh.threads = o.mesh.threads, g.mesh.comm_timeout = o.mesh.comm_timeout;
   g.mesh.batch_size = o.mesh.batch_size, g.mesh.share_gpus = o.mesh.share_gpus;
+  g.mesh.load = o.mesh.load, g.mesh.pack_cache = o.mesh.pack_cache;
   if (g.generate.rng == Rng::jax && manifest.contains("lines")) g.mesh.batch_size = std::max(g.mesh.batch_size, manifest["lines"].get<std::int64_t>());
   g.generate.batch_size = g.mesh.batch_size;
   return g;

@@ -46,6 +46,7 @@ struct LoadOptions {
   std::filesystem::path pack_cache;   ///< folder of packed weights that later starts map (model/pack_cache.h); empty: none
   std::string pack_tag;               ///< changes with the program that packs
   Quantize quantize = Quantize::none; ///< of the matrices of products: blocks and head, not the embedding, norms and biases
+  bool broadcast = false;             ///< only rank 0's host reads the weights' files, and sends what it packed to the others, which must have the same kind of device; without pack_cache
 };
 
 /// Maps model.safetensors (or the shards that model.safetensors.index.json names), checks every tensor's name, shape and dtype,

@@ -99,7 +99,7 @@ Gpt::Workspace::Workspace(const Gpt& gpt, std::int64_t tokens_) : tokens(tokens_
 }
 
 void Gpt::forward(std::span<const std::int32_t> tokens, std::span<const Segment> segments, std::span<const std::int32_t> wanted, const KvCache& cache,
-                  Workspace& workspace, const Tensor& logits) const {
+                  Workspace& workspace, const Tensor& logits, const Tensor& drawn) const {
   std::vector<Segment>& chunk = workspace.segments;
   std::vector<std::int32_t>& rows = workspace.wanted;
   std::size_t s = 0, w = 0;
@@ -116,16 +116,14 @@ void Gpt::forward(std::span<const std::int32_t> tokens, std::span<const Segment>
     rows.clear();
     const std::size_t first = w;
     for (; w < wanted.size() && wanted[w] < to; ++w) rows.push_back(wanted[w] - static_cast<std::int32_t>(from));
-    forward_chunk(tokens.subspan(static_cast<std::size_t>(from), static_cast<std::size_t>(to - from)), chunk, rows, cache, workspace,
-                  rows.empty() ? Tensor() : logits.slice(static_cast<std::int64_t>(first), static_cast<std::int64_t>(w)));
+    const std::span<const std::int32_t> part = tokens.subspan(static_cast<std::size_t>(from), static_cast<std::size_t>(to - from));
+    forward_chunk(device_.prepare(part, chunk, rows, drawn), std::ssize(part), cache, workspace, rows.empty() ? Tensor() : logits.slice(static_cast<std::int64_t>(first), static_cast<std::int64_t>(w)));
   }
 }
 
-void Gpt::forward_chunk(std::span<const std::int32_t> tokens, std::span<const Segment> segments, std::span<const std::int32_t> wanted,
-                        const KvCache& cache, Workspace& workspace, const Tensor& logits) const {
-  const Pass pass = device_.prepare(tokens, segments, wanted);
-  const auto body = [&] { enqueue(pass, std::ssize(tokens), cache, workspace, logits); };
-  device_.run(pass, {serial_, cache.serial(), workspace.serial, logits.raw()}, std::cref(body));  // a reference fits into a function without memory of its own
+void Gpt::forward_chunk(const Pass& pass, std::int64_t tokens, const KvCache& cache, Workspace& workspace, const Tensor& logits) const {
+  const auto body = [&] { enqueue(pass, tokens, cache, workspace, logits); };
+  device_.run(pass, {serial_, cache.serial(), workspace.serial, logits.raw(), cache.size()}, std::cref(body));  // a reference fits into a function without memory of its own
 }
 
 void Gpt::enqueue(const Pass& pass, std::int64_t t, const KvCache& cache, Workspace& workspace, const Tensor& logits) const {

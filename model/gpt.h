@@ -44,13 +44,12 @@ class Gpt {
   };
 
   /// tokens: host ids [T], packed as `segments` say (in the order of their offsets, without gaps). `wanted`: ascending rows of the
-  /// packed tokens whose logits f32 [wanted.size(), V] are written to `logits`. On the CPU a pass asks for no memory once one of its size has run. Each run's earlier positions must be in the cache.
+  /// packed tokens whose logits f32 [wanted.size(), V] are written to `logits`. With `drawn`, i32 [N] of the device's, tokens are where in it the ids are (Device::prepare). On the CPU a pass asks for no memory once one of its size has run. Each run's earlier positions must be in the cache.
   void forward(std::span<const std::int32_t> tokens, std::span<const Segment> segments, std::span<const std::int32_t> wanted, const KvCache& cache,
-               Workspace& workspace, const Tensor& logits) const;
+               Workspace& workspace, const Tensor& logits, const Tensor& drawn = {}) const;
 
  private:
-  void forward_chunk(std::span<const std::int32_t> tokens, std::span<const Segment> segments, std::span<const std::int32_t> wanted,
-                     const KvCache& cache, Workspace& workspace, const Tensor& logits) const;
+  void forward_chunk(const Pass& pass, std::int64_t tokens, const KvCache& cache, Workspace& workspace, const Tensor& logits) const;
   void enqueue(const Pass& pass, std::int64_t tokens, const KvCache& cache, Workspace& workspace, const Tensor& logits) const;
 
   ModelConfig config_;

@@ -31,6 +31,10 @@ struct GenerateOptions {
   std::int64_t prefill_chunk = 512;  ///< prompt tokens that a rank prefills in one step at most; whole prompts with Rng::jax
   std::int64_t sync_every = 4;   ///< steps that a rank takes by itself between two meetings of the ranks; 1 with Rng::jax and Sync::logits, and on one rank
   std::int64_t sentinel = 16;    ///< steps between two looks at the weights; 0: never
+  bool run_ahead = true;         ///< on a device with a queue: the next step is enqueued before this one's tokens have come to the host; not with Sync::logits on several ranks
+
+  /// What a place's owner tells of its draw in a step, as int32 words: token, finish [, log-probability's bits, N best ids, N best log-probabilities' bits].
+  std::size_t record_words() const { return logprobs < 0 ? 2 : 3 + 2 * static_cast<std::size_t>(logprobs); }
 };
 
 /// One completion to be made. Rows of the same index are samples of one prompt.

@@ -54,8 +54,10 @@ void read_llama3(ConfigKeys& rope, RopeScaling& s) {
   check(s.high_freq_factor > s.low_freq_factor, "{}: \"high_freq_factor\" {} is not above \"low_freq_factor\" {}", rope.file(), s.high_freq_factor, s.low_freq_factor);
 }
 
-void read_yarn(ConfigKeys& rope, RopeScaling& s, const ModelConfig& c) {
+/// The context becomes what the frequencies are stretched to: people add yarn to a config.json and leave its max_position_embeddings as it was.
+void read_yarn(ConfigKeys& rope, RopeScaling& s, ModelConfig& c) {
   s.original_positions = rope.whole("original_max_position_embeddings", 1, max_seqlen, &c.seqlen);
+  c.seqlen = std::max(c.seqlen, static_cast<std::int64_t>(std::min(s.factor * static_cast<double>(s.original_positions), static_cast<double>(max_seqlen))));
   s.beta_fast = rope.real("beta_fast", s.beta_fast, false);
   s.beta_slow = rope.real("beta_slow", s.beta_slow, false);
   check(s.beta_fast >= s.beta_slow, "{}: \"beta_fast\" {} is below \"beta_slow\" {}", rope.file(), s.beta_fast, s.beta_slow);

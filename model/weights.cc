@@ -190,6 +190,8 @@ int threads_or_all(int threads, const ProcessGroup& group) { return threads > 0 
 GptWeights load_weights(const std::filesystem::path& folder, const ModelConfig& config, DType dtype, Device& device, ProcessGroup& group, const LoadOptions& options) {
   check(dtype == DType::f32 || dtype == DType::bf16, "weights are float32 or bfloat16, not {}", name_of(dtype));
   const int threads = threads_or_all(options.threads, group);
+  const Filled filled = options.broadcast ? Filled::by_first_host : Filled::by_every_host;
+  check(!options.broadcast || options.pack_cache.empty(), "weights that come by broadcast are not kept in a pack cache");
   // Checked before the memory is asked for, so that a wrong config is told as such.
   std::unique_ptr<const SafetensorsFolder> files;
   Entries entries;
@@ -198,12 +200,12 @@ GptWeights load_weights(const std::filesystem::path& folder, const ModelConfig& 
     const std::vector<SafetensorsFolder::Entry> found = find_params(*files, config);
     const std::vector<ParamSpec> specs = param_specs(config);
     for (std::size_t i = 0; i < specs.size(); ++i) entries.emplace(specs[i].name, found[i]);
-  });
+  }, filled);
   const Layout layout = make_layout(config, dtype, options.quantize, device);
   const auto build = [&] {
     return share_on_host(group, static_cast<std::int64_t>(layout.bytes), [&](void* memory, int part, int parts) {
       pack(divide(layout, parts)[static_cast<std::size_t>(part)], device, threads, [&](const Part& p, cpu::ThreadPool& pool) { return read_rows(entries, p, pool); }, memory);
-    });
+    }, filled);
   };
   if (options.pack_cache.empty()) return weights_in(layout, config, device, build());
 

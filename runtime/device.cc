@@ -64,7 +64,24 @@ std::int64_t expect_heads(const char* op, const Tensor& q, const Heads& h) {
 
 }  // namespace
 
-TrainOps& Device::train_ops() { fail(Fault::usage, "training is not there for {} yet", describe()); }
+std::unique_ptr<Download> Device::download(const Tensor& source) {
+  struct Here final : Download {
+    Tensor tensor;
+    explicit Here(const Tensor& t) : tensor(t) {}
+    const Tensor& wait() override { return tensor; }
+  };
+  return std::make_unique<Here>(source);
+}
+
+Pass Device::prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted, const Tensor& from) {
+  if (from.defined()) {
+    expect("prepare", "the tokens", from, DType::i32, {from.numel()});
+    for (std::size_t i = 0; i < ids.size(); ++i) check(ids[i] >= 0 && ids[i] < from.size(0), "prepare: token {} is at {} of {}", i, ids[i], from.size(0));
+  }
+  return do_prepare(ids, segments, wanted, from);
+}
+
+Device::Product Device::library_product(const Tensor&, const Tensor&, const Tensor&) { return {}; }
 
 std::size_t Device::weight_bytes(DType dtype, std::int64_t k, std::int64_t n, Quantize quantize) const {
   check(dtype == DType::f32 || dtype == DType::bf16, "a weight is float32 or bfloat16, not {}", name_of(dtype));
@@ -111,14 +128,22 @@ void Device::swiglu(const Tensor& x, const Tensor& out) {
   if (out.numel() > 0) do_swiglu(x, out);
 }
 
-void Device::linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap) {
+void Device::linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap, std::int64_t column, std::int64_t width) {
   expect_floats("linear", "x", x, 2);
   expect("linear", "x", x, w.dtype, {x.size(0), w.k});
   expect("linear", "the packed weight", w.data, DType::u8, {static_cast<std::int64_t>(weight_bytes(w.dtype, w.k, w.n, w.quantize))});
   if (w.bias.defined()) expect("linear", "the bias", w.bias, DType::f32, {w.n});
-  expect("linear", "out", out, out.dtype() == DType::f32 ? DType::f32 : x.dtype(), {x.size(0), w.n});
+  expect("linear", "out", out, out.dtype() == DType::f32 ? DType::f32 : x.dtype(), {x.size(0), width});
+  check(column >= 0 && column + w.n <= width, "linear: columns [{}, {}) of an output of {}", column, column + w.n, width);
   check(epilogue != Epilogue::soft_cap || cap > 0, "linear: the soft cap is {}, expected more than 0", cap);
-  if (out.numel() > 0) do_linear(x, w, epilogue, out, cap);
+  if (out.numel() > 0) do_linear(x, w, epilogue, out, cap, column);
+}
+
+Weight Device::columns(const Weight& w, std::int64_t begin, std::int64_t end) const {
+  check(0 <= begin && begin < end && end <= w.n && begin % column_unit == 0 && (end % column_unit == 0 || end == w.n) && w.quantize == Quantize::none,
+        "columns: [{}, {}) of a weight of {}, {}", begin, end, w.n, name_of(w.quantize));
+  const auto bytes = [&](std::int64_t n) { return n == 0 ? 0 : static_cast<std::int64_t>(weight_bytes(w.dtype, w.k, n)); };
+  return {w.k, end - begin, w.dtype, w.data.slice(bytes(begin), bytes(end)), w.bias.defined() ? w.bias.slice(begin, end) : Tensor(), w.quantize};
 }
 
 void Device::norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, const HeadNorm& norm, const Tensor& q,
@@ -188,6 +213,14 @@ std::string cuda_versions() {
 #endif
 }
 
+std::string cudnn_versions() {
+#ifdef KVMESH_CUDA
+  return cuda::cudnn_versions();
+#else
+  return "not compiled in";
+#endif
+}
+
 std::unique_ptr<Device> make_device(std::string_view kind, const DeviceOptions& options) {
   check(kind == "cpu" || kind == "cuda" || kind == "auto", "--device {}: not one of cpu, cuda, auto", kind);
   check(options.threads >= 0, "a device has {} threads: expected 1 or more, or 0 for all", options.threads);
@@ -198,6 +231,7 @@ std::unique_ptr<Device> make_device(std::string_view kind, const DeviceOptions& 
 #else
   check(kind != "cuda", "--device cuda: this build has no CUDA");
 #endif
+  check(options.attention != Attention::cudnn, "--attention cudnn: for GPUs only, and this rank computes on the CPU");
   return std::make_unique<cpu::CpuDevice>(options.threads);
 }
 

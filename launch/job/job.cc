@@ -9,6 +9,8 @@
 #include "model/checkpoint.h"
 #include "model/pack_cache.h"
 
+#include <unistd.h>
+
 namespace kvmesh {
 
 ModelConfig with_context(ModelConfig config, const MeshOptions& options) {
@@ -24,14 +26,20 @@ DType dtype_of(const MeshOptions& options, const ModelConfig& config) {
 
 Quantize quantize_of(const MeshOptions& options) { return options.quantize == "int8" ? Quantize::int8 : Quantize::none; }
 
+Attention attention_of(const MeshOptions& options) {
+  return options.attention == "cudnn" ? Attention::cudnn : options.attention == "native" ? Attention::own : Attention::automatic;
+}
+
 Job::Job(const MeshOptions& options, const std::optional<ModelConfig>& shape, ProcessGroup& group) {
   group.set_deadline(std::chrono::duration<double>(options.comm_timeout));
   threads = fair_threads(group);
   if (options.threads > 0) threads = options.threads;
   ShardingRules().check_runnable(Mesh::parse(options.mesh, group.size()));
+  share_gpus = options.share_gpus;
   if (options.device != "cpu") gpu_ = choose_gpu(group, options.share_gpus);
-  device = make_device(options.device, {.threads = threads, .gpu = gpu_.index});
+  device = make_device(options.device, {.threads = threads, .gpu = gpu_.index, .attention = attention_of(options)});
   pack_cache_ = options.pack_cache;
+  broadcast_ = options.load == "broadcast";
   config = with_context(shape ? *shape : read_config(options.checkpoint / "config.json"), options);
   dtype = dtype_of(options, config);
   quantize = quantize_of(options);
@@ -54,6 +62,18 @@ void Job::open_chat(const ChatOptions& options, const std::filesystem::path& che
 
 namespace {
 
+// What one rank packs must be what all would have packed.
+void check_alike(const Job& job, Communicator& ranks) {
+  char host[256] = "";
+  ::gethostname(host, sizeof host - 1);
+  const std::vector<std::string> kinds = gather_bytes(ranks, job.device->kind()), hosts = gather_bytes(ranks, host),
+                                 configs = gather_bytes(ranks, fmt::format("{} {}", name_of(job.dtype), to_json(job.config)));
+  for (std::size_t r = 1; r < kinds.size(); ++r) {
+    check(kinds[r] == kinds[0], "--load broadcast: rank 0 on {} packs for {}, and rank {} on {} has {}: use hosts of one kind, or --load read", hosts[0], kinds[0], r, hosts[r], kinds[r]);
+    check(configs[r] == configs[0], "--load broadcast: config.json on {}, which rank {} sees, describes another model than that on {}", hosts[r], r, hosts[0]);
+  }
+}
+
 std::filesystem::path cache_folder(const std::filesystem::path& cache, const std::filesystem::path& checkpoint) { return cache == "beside" ? checkpoint / ".kvmesh" : cache; }
 
 }  // namespace
@@ -63,7 +83,8 @@ std::string Job::hash_of_checkpoint(const std::filesystem::path& checkpoint) con
 }
 
 const Gpt& Job::load(const std::filesystem::path& checkpoint, ProcessGroup& group) {
-  const LoadOptions options = {threads, cache_folder(pack_cache_, checkpoint), fmt::format("{} {}", version_text(), build_text()), quantize};
+  const LoadOptions options = {threads, cache_folder(pack_cache_, checkpoint), fmt::format("{} {}", version_text(), build_text()), quantize, broadcast_};
+  if (broadcast_) check_alike(*this, group.world());
   gpt_ = std::make_unique<Gpt>(config, dtype, load_weights(checkpoint, config, dtype, *device, group, options), *device);
   return *gpt_;
 }

@@ -13,9 +13,10 @@
 
 namespace kvmesh {
 
-/// What --dtype and --quantize ask for.
 /// With --context as its seqlen.
 ModelConfig with_context(ModelConfig config, const MeshOptions& options);
+/// What --attention, --dtype and --quantize ask for.
+Attention attention_of(const MeshOptions& options);
 DType dtype_of(const MeshOptions& options, const ModelConfig& config);
 Quantize quantize_of(const MeshOptions& options);
 
@@ -27,6 +28,7 @@ struct Job {
 
   int threads;  ///< of this rank on the CPU: --threads, else fair_threads (cores.h)
   std::unique_ptr<Device> device;
+  bool share_gpus;  ///< --share-gpus: other ranks of the host may have the same device
   std::unique_ptr<Communicator> device_ranks;  ///< join_devices'
   ModelConfig config;
   std::optional<Tokenizer> tokenizer;
@@ -50,6 +52,7 @@ struct Job {
  private:
   GpuChoice gpu_;
   std::filesystem::path pack_cache_;
+  bool broadcast_;
   std::unique_ptr<Gpt> gpt_;
 };
 

@@ -51,6 +51,7 @@ std::string prometheus_text(const GenerateStats& s, std::int64_t errors, std::sp
   number("rows_in_flight", "gauge", "Rows in the cache of some rank.", last ? 0 : s.in_flight);
   number("new_tokens_total", "counter", "Tokens that were generated.", s.new_tokens);
   number("prompt_tokens_total", "counter", "Prompt tokens that went through the model.", s.prompt_tokens);
+  number("dropped_draws_total", "counter", "Draws of rows that turned out to have stopped, enqueued before that was known.", s.dropped_draws);
   number("steps_total", "counter", "Steps of the loop that all ranks run together.", s.steps);
   number("ended", "gauge", "1 when this is the job's last word.", last);
   metric("rank_seconds_total", "counter", "A rank's wall time, by where it went.");
@@ -121,7 +122,7 @@ void Metrics::write(const GenerateStats& s, std::int64_t errors, bool last) {
   if (file_) {
     const auto unix_time = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
     Json line = {{"time", unix_time}, {"wall_s", now}, {"last", last}, {"steps", s.steps}, {"rows_finished", s.rows}, {"error_rows", errors}, {"rows_in_flight", last ? 0 : s.in_flight},
-                 {"prompt_tokens", s.prompt_tokens}, {"new_tokens", s.new_tokens},
+                 {"prompt_tokens", s.prompt_tokens}, {"new_tokens", s.new_tokens}, {"dropped_draws", s.dropped_draws},
                  {"new_tokens_per_s", static_cast<double>(s.new_tokens - tokens_written_) / (now - written_)}, {"ranks", Json::array()}};
     for (std::size_t r = 0; r < ranks.size(); ++r) {
       Json rank = {{"rank", r}, {"host", hosts_[r]}, {"wall_s", last ? wall_[r] : now}};

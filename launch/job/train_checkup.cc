@@ -31,6 +31,18 @@ std::string words_of(const TrainerOptions& options, const TrainerOptions& asked)
   return fmt::format("{}{}{}", rows, options.recompute && !asked.recompute && !rows.empty() ? " " : "", options.recompute && !asked.recompute ? "--recompute" : "");
 }
 
+/// What helps where bytes[0] is too much; bytes[i] is what all[i] needs.
+std::string help_of(std::span<const TrainerOptions> all, std::span<const std::int64_t> bytes, std::int64_t available) {
+  std::size_t fits = 0, least = 0;
+  for (std::size_t i = all.size(); i-- > 1;) {
+    if (bytes[i] <= available) fits = i;
+    if (bytes[i] < bytes[least]) least = i;
+  }
+  return fits > 0    ? fmt::format("with {} it is {}", words_of(all[fits], all[0]), readable_bytes(bytes[fits]))
+         : least > 0 ? fmt::format("even with {} it is {}", words_of(all[least], all[0]), readable_bytes(bytes[least]))
+                     : "no option of train needs less";
+}
+
 }  // namespace
 
 std::int64_t check_train_memory(const Job& job, const ParamLayout& layout, const TrainerOptions& options, std::int64_t samples, ProcessGroup& group) {
@@ -44,16 +56,17 @@ std::int64_t check_train_memory(const Job& job, const ParamLayout& layout, const
 
   std::string lack;
   if (facts.available >= 0 && bytes[0] > facts.available) {
-    std::size_t fits = 0, least = 0;
-    for (std::size_t i = all.size(); i-- > 1;) {
-      if (bytes[i] <= facts.available) fits = i;
-      if (bytes[i] < bytes[least]) least = i;
-    }
-    const std::string help = fits > 0    ? fmt::format("with {} it is {}", words_of(all[fits], options), readable_bytes(bytes[fits]))
-                             : least > 0 ? fmt::format("even with {} it is {}", words_of(all[least], options), readable_bytes(bytes[least]))
-                                         : "no option of train needs less";
     lack = fmt::format("training needs {} of memory on {} and {} are free; {} ({} rank{}; rank {} needs {})", readable_bytes(bytes[0]), facts.host_name, readable_bytes(facts.available),
-                       help, group.local_size(), group.local_size() == 1 ? "" : "s", group.rank(), to_string(needs(options)));
+                       help_of(all, bytes, facts.available), group.local_size(), group.local_size() == 1 ? "" : "s", group.rank(), to_string(needs(options)));
+  } else if (const std::int64_t free = job.device->free_bytes(); free >= 0) {
+    const int sharing = job.share_gpus ? group.local_size() : 1;
+    const std::int64_t usable = free / sharing / 10 * 9;  // libraries and what is lost between tensors take the rest
+    std::vector<std::int64_t> there;
+    for (const TrainerOptions& o : all) there.push_back(needs(o).device);
+    if (there[0] > usable) {
+      lack = fmt::format("training needs {} of the memory of {}; {} are free, of which {} may be used{}; {} (rank {})", readable_bytes(there[0]), job.device->describe(), readable_bytes(free),
+                         readable_bytes(usable), sharing > 1 ? fmt::format(" by each of {} ranks", sharing) : "", help_of(all, there, usable), group.rank());
+    }
   }
   for (const std::string& text : gather_bytes(group.world(), lack)) check(text.empty(), "{}", text);
   return largest(group.world(), needs(options).bytes());

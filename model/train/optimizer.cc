@@ -1,43 +1,30 @@
+#include "model/train/muon_blocks.h"
 #include "model/train/optimizer.h"
 
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <utility>
 
 namespace kvmesh {
 namespace {
 
-constexpr std::int64_t block = 1 << 14;  // elements of a square sum; cuts are whole blocks from a matrix's beginning
+constexpr std::int64_t block = TrainOps::square_block;
 
 Tensor rows_of(const Tensor& buffer, std::int64_t rows, std::int64_t columns) {
   return buffer.view({buffer.numel()}).slice(0, rows * columns).view({rows, columns});
 }
 
-/// What is made orthogonal as one: [height, width] with height ≤ width, `heads` of them one above the other, after a transposition of the whole if `turned`.
-struct Blocks {
-  std::int64_t height, width;
-  bool turned;
-};
-Blocks blocks_of(const Matrix& m) {
-  const std::int64_t rows = m.heads_are_rows ? m.rows / m.heads : m.rows, cols = m.heads_are_rows ? m.cols : m.cols / m.heads;
-  const bool turned = !m.heads_are_rows && (m.heads > 1 || rows > cols);
-  return turned ? Blocks{cols, rows, true} : Blocks{rows, cols, false};
-}
-
-/// Work for one element, in elements that AdamW moves: Newton and Schulz's products beside reading and writing memory.
-double work_of(const Matrix& m, const OptimizerOptions& o) {
-  if (!o.muon || m.group != Group::rest) return 1;
-  const Blocks b = blocks_of(m);
-  constexpr double flops_per_element = 500;
-  return 1 + o.newton_schulz_steps * static_cast<double>(b.height) * (4 + 2 * static_cast<double>(b.height) / static_cast<double>(b.width)) / flops_per_element;
-}
-
-/// f(matrix, its part that lies in `range`).
+/// f(matrix, its part that lies in one of the stretches, where this begins among all their elements).
 template <typename F>
-void each_part(const ParamLayout& layout, Range range, const F& f) {
-  for (const Matrix& m : layout.matrices) {
-    const Range part{std::max(m.offset, range.begin), std::min(m.offset + m.size(), range.end)};
-    if (part.begin < part.end) f(m, part);
+void each_part(const ParamLayout& layout, std::span<const Range> stretches, const F& f) {
+  std::int64_t before = 0;
+  for (const Range& stretch : stretches) {
+    for (const Matrix& m : layout.matrices) {
+      const Range part{std::max(m.offset, stretch.begin), std::min(m.offset + m.size(), stretch.end)};
+      if (part.begin < part.end) f(m, part, before + part.begin - stretch.begin);
+    }
+    before += stretch.size();
   }
 }
 
@@ -45,36 +32,6 @@ void each_part(const ParamLayout& layout, Range range, const F& f) {
 constexpr std::int64_t small_area = 1 << 17;
 
 }  // namespace
-
-std::vector<Range> divide(const ParamLayout& layout, const OptimizerOptions& o, int ranks) {
-  double total = 0;
-  for (const Matrix& m : layout.matrices) total += work_of(m, o) * static_cast<double>(m.size());
-  std::vector<Range> owners;
-  std::int64_t begin = 0;
-  for (int r = 1; r < ranks; ++r) {
-    const double target = total * r / ranks;
-    double before = 0;
-    std::int64_t cut = layout.size;
-    for (const Matrix& m : layout.matrices) {
-      const double work = work_of(m, o), all = work * static_cast<double>(m.size());
-      if (before + all < target) {
-        before += all;
-        continue;
-      }
-      const bool whole = o.muon && m.group == Group::rest;
-      const double share = (target - before) / all;
-      cut = m.offset;
-      if (whole ? share > 0.5 : false) cut = m.offset + (m.size() + 15) / 16 * 16;
-      else if (!whole) cut += std::min(static_cast<std::int64_t>(share * static_cast<double>(m.size())) / block * block, m.size() / 16 * 16);
-      break;
-    }
-    cut = std::max(cut, begin);
-    owners.push_back({begin, cut});
-    begin = cut;
-  }
-  owners.push_back({begin, layout.size});
-  return owners;
-}
 
 double scheduled_lr(const OptimizerOptions& o, std::int64_t step) {
   const auto t = static_cast<double>(step), warmup = static_cast<double>(o.warmup);
@@ -96,17 +53,17 @@ struct Optimizer::Sizes {
   }
 };
 
-Optimizer::Sizes Optimizer::sizes_of(const ParamLayout& layout, const Device& device, DType products, const OptimizerOptions& options, Range own) {
+Optimizer::Sizes Optimizer::sizes_of(const ParamLayout& layout, const Device& device, DType products, const OptimizerOptions& options, std::span<const Range> own) {
   Sizes s;
   const auto bytes = [&](std::int64_t k, std::int64_t n) { return static_cast<std::int64_t>(device.weight_bytes(products, k, n)); };
-  each_part(layout, own, [&](const Matrix& m, Range) {
+  each_part(layout, own, [&](const Matrix& m, Range, std::int64_t) {
     if (!options.muon || m.group != Group::rest) return;
     const Blocks b = blocks_of(m);
     const int small = b.height * b.width <= small_area;
     s.matrix = std::max(s.matrix, m.size());
     s.height[small] = std::max(s.height[small], b.height);
     s.area[small] = std::max(s.area[small], b.height * b.width);
-    s.packed[small] = std::max({s.packed[small], bytes(b.height, b.width), bytes(b.height, b.height)});
+    s.packed[small] = std::max(s.packed[small], bytes(b.height, b.width));
     s.packed_turned[small] = std::max(s.packed_turned[small], bytes(b.width, b.height));
   });
   return s;
@@ -127,8 +84,8 @@ Optimizer::Workspace Optimizer::workspace(const Sizes& s, bool small) const {
 Optimizer::Optimizer(const ModelConfig& config, const ParamLayout& layout, Device& device, DType products, const OptimizerOptions& options, int rank, int ranks)
     : layout_(layout), device_(device), ops_(device.train_ops()), products_(products), options_(options), width_scale_(1 / std::sqrt(static_cast<double>(config.d_emb) / 768)), rank_(rank),
       owners_(divide(layout, options, ranks)) {
-  m_ = device.empty(DType::f32, {own().size()});
-  v_ = device.empty(DType::f32, {own().size()});
+  m_ = device.empty(DType::f32, {size_of(own())});
+  v_ = device.empty(DType::f32, {size_of(own())});
   ops_.zero(m_);
   ops_.zero(v_);
   const Sizes s = sizes_of(layout, device, products, options, own());
@@ -138,42 +95,60 @@ Optimizer::Optimizer(const ModelConfig& config, const ParamLayout& layout, Devic
   for (int i = 0; i < ops_.parallel(); ++i) small_.push_back(workspace(s, true));
 }
 
-std::int64_t Optimizer::memory(const ParamLayout& layout, Device& device, DType products, const OptimizerOptions& options, Range own) {
+std::int64_t Optimizer::memory(const ParamLayout& layout, Device& device, DType products, const OptimizerOptions& options, std::span<const Range> own) {
   const Sizes s = sizes_of(layout, device, products, options, own);
-  return (2 * own.size() + s.matrix) * static_cast<std::int64_t>(sizeof(float)) + s.bytes(0, products) + device.train_ops().parallel() * s.bytes(1, products);
+  return (2 * size_of(own) + s.matrix) * static_cast<std::int64_t>(sizeof(float)) + s.bytes(0, products) + device.train_ops().parallel() * s.bytes(1, products);
 }
 
 Tensor Optimizer::square_sums(const Tensor& gradient) const {
-  std::vector<double> sums;
-  each_part(layout_, own(), [&](const Matrix&, Range part) {
-    for (std::int64_t at = part.begin; at < part.end; at += block) {
-      sums.push_back(ops_.sum_squares(gradient.slice(at - own().begin, std::min(at + block, part.end) - own().begin)));
-    }
+  const Tensor out = host_tensor(DType::f64, {square_counts()[static_cast<std::size_t>(rank_)]}), there = device_.counterpart(out);
+  std::int64_t done = 0;
+  each_part(layout_, own(), [&](const Matrix&, Range part, std::int64_t at) {
+    const std::int64_t count = (part.size() + block - 1) / block;
+    ops_.square_sums(gradient.slice(at, at + part.size()), there.slice(done, done + count));
+    done += count;
   });
-  const Tensor out = host_tensor(DType::f64, {std::ssize(sums)});
-  std::copy(sums.begin(), sums.end(), out.data<double>());
+  device_.copy(there, out);
   return out;
 }
 
 std::vector<std::int64_t> Optimizer::square_counts() const {
   std::vector<std::int64_t> counts;
-  for (const Range& owner : owners_) {
+  for (const std::vector<Range>& owner : owners_) {
     counts.push_back(0);
-    each_part(layout_, owner, [&](const Matrix&, Range part) { counts.back() += (part.size() + block - 1) / block; });
+    each_part(layout_, owner, [&](const Matrix&, Range part, std::int64_t) { counts.back() += (part.size() + block - 1) / block; });
   }
   return counts;
 }
 
+/// f(matrix, square sum) in the order of the vector: the ranks' first stretches, then their second ones …
+void Optimizer::each_square(std::span<const double> all, const std::function<void(const Matrix&, double)>& f) const {
+  std::vector<std::size_t> next;  // of each rank
+  std::size_t before = 0;
+  for (const std::int64_t n : square_counts()) {
+    next.push_back(before);
+    before += static_cast<std::size_t>(n);
+  }
+  for (std::size_t stretch = 0; stretch < owners_[0].size(); ++stretch) {
+    for (std::size_t r = 0; r < owners_.size(); ++r) {
+      each_part(layout_, {&owners_[r][stretch], 1}, [&](const Matrix& m, Range part, std::int64_t) {
+        for (std::int64_t i = 0; i < part.size(); i += block) f(m, all[next[r]++]);
+      });
+    }
+  }
+}
+
+double Optimizer::squared_norm(std::span<const double> all) const {
+  double sum = 0;
+  each_square(all, [&](const Matrix&, double x) { sum += x; });
+  return sum;
+}
+
 std::string Optimizer::matrix_of_square(std::span<const double> all) const {
   std::string name;
-  std::size_t i = 0;
-  for (const Range& owner : owners_) {
-    each_part(layout_, owner, [&](const Matrix& m, Range part) {
-      for (std::int64_t at = part.begin; at < part.end; at += block, ++i) {
-        if (name.empty() && !std::isfinite(all[i])) name = m.name;
-      }
-    });
-  }
+  each_square(all, [&](const Matrix& m, double x) {
+    if (name.empty() && !std::isfinite(x)) name = m.name;
+  });
   return name;
 }
 
@@ -190,16 +165,27 @@ Tensor Optimizer::rounded(const Tensor& x, const Workspace& w) const {
   return out;
 }
 
+/// out [n, n] = x [n, k] · xᵀ. Of a large one some columns at a time, down to the diagonal only: the products of two rows are the same bits in either order.
+void Optimizer::times_own_transpose(const Tensor& x, const Workspace& w, const Tensor& out) const {
+  const std::int64_t n = x.size(0), k = x.size(1), step = n < 256 ? n : (n / 4 + 63) / 64 * 64;
+  const Tensor rows = rounded(x, w);
+  for (std::int64_t from = 0; from < n; from += step) {
+    const std::int64_t to = std::min(n, from + step);
+    const Tensor turned = rows_of(w.transposed, k, to - from), columns = step == n ? out : rows_of(w.product, to, to - from);
+    ops_.transpose(x.slice(from, to), turned);
+    device_.linear(rows.slice(0, to), pack(turned, w.packed_turned), Epilogue::none, columns);
+    if (step < n) ops_.mirror(columns, from, out);
+  }
+}
+
 void Optimizer::orthogonalize(const Tensor& x, const Workspace& w) const {
   constexpr float a = 3.4445f, b = -4.775f, c = 2.0315f;
   const std::int64_t height = x.size(0), width = x.size(1);
-  const Tensor turned = rows_of(w.transposed, width, height), gram = rows_of(w.gram, height, height), square = rows_of(w.square, height, height),
-               product = rows_of(w.product, height, width);
+  const Tensor gram = rows_of(w.gram, height, height), square = rows_of(w.square, height, height), product = rows_of(w.product, height, width);
   ops_.scale_add(0, x, 1 / (static_cast<float>(std::sqrt(ops_.sum_squares(x))) + 1e-8f), x);
   for (int i = 0; i < options_.newton_schulz_steps; ++i) {
-    ops_.transpose(x, turned);
-    device_.linear(rounded(x, w), pack(turned, w.packed_turned), Epilogue::none, gram);
-    device_.linear(rounded(gram, w), pack(gram, w.packed), Epilogue::none, square);
+    times_own_transpose(x, w, gram);
+    times_own_transpose(gram, w, square);  // gram is symmetric
     ops_.scale_add(b, gram, c, square);
     device_.linear(rounded(square, w), pack(x, w.packed), Epilogue::none, product);
     ops_.scale_add(1, product, a, x);
@@ -208,12 +194,12 @@ void Optimizer::orthogonalize(const Tensor& x, const Workspace& w) const {
 
 void Optimizer::step(std::int64_t step, const Tensor& gradient, float scale, const Tensor& vector) {
   const double lr = scheduled_lr(options_, step), share = options_.schedule_all ? lr / options_.lr : 1, t = static_cast<double>(step + 1);
-  const auto of_own = [&](const Tensor& x, Range part) { return x.slice(part.begin - own().begin, part.end - own().begin); };
   const auto decay_of = [&](const Matrix& m) { return Decay{m.group == Group::rest ? static_cast<float>(lr * options_.weight_decay) : 0, options_.rule}; };
   const auto is_muons = [&](const Matrix& m) { return options_.muon && m.group == Group::rest; };
   std::vector<Tensor> large, small;  // blocks to be made orthogonal, where the gradient was
-  each_part(layout_, own(), [&](const Matrix& m, Range part) {
-    const Tensor p = vector.slice(part.begin, part.end), g = of_own(gradient, part);
+  each_part(layout_, own(), [&](const Matrix& m, Range part, std::int64_t at) {
+    const auto of_own = [&](const Tensor& x) { return x.slice(at, at + part.size()); };
+    const Tensor p = vector.slice(part.begin, part.end), g = of_own(gradient);
     if (!is_muons(m)) {
       const double rate = m.group == Group::rest ? lr : share * width_scale_ * (m.group == Group::embed ? options_.embed_lr : options_.head_lr);
       ops_.adamw({.lr = static_cast<float>(rate),
@@ -224,7 +210,7 @@ void Optimizer::step(std::int64_t step, const Tensor& gradient, float scale, con
                   .correction2 = static_cast<float>(1 - std::pow(options_.beta2, t)),
                   .scale = scale,
                   .decay = decay_of(m)},
-                 p, g, of_own(m_, part), of_own(v_, part));
+                 p, g, of_own(m_), of_own(v_));
       return;
     }
     const Blocks b = blocks_of(m);
@@ -233,7 +219,7 @@ void Optimizer::step(std::int64_t step, const Tensor& gradient, float scale, con
                    .correction_m = static_cast<float>(1 - std::pow(options_.momentum, t + 1)),
                    .correction_g = static_cast<float>(1 - std::pow(options_.momentum, t)),
                    .scale = scale},
-                  g, of_own(m_, part), update);
+                  g, of_own(m_), update);
     if (b.turned) ops_.transpose(update, rows_of(g, m.cols, m.rows));
     const Tensor rows = rows_of(g, m.size() / b.width, b.width);
     for (std::int64_t i = 0; i < m.heads; ++i) (b.height * b.width <= small_area ? small : large).push_back(rows.slice(i * b.height, (i + 1) * b.height));
@@ -250,10 +236,10 @@ void Optimizer::step(std::int64_t step, const Tensor& gradient, float scale, con
     small_.push_back(std::move(w));
   });
 
-  each_part(layout_, own(), [&](const Matrix& m, Range part) {
+  each_part(layout_, own(), [&](const Matrix& m, Range part, std::int64_t at) {
     if (!is_muons(m)) return;
     const Blocks b = blocks_of(m);
-    const Tensor g = of_own(gradient, part), update = b.turned ? rows_of(update_, m.rows, m.cols) : g;
+    const Tensor g = gradient.slice(at, at + part.size()), update = b.turned ? rows_of(update_, m.rows, m.cols) : g;
     if (b.turned) ops_.transpose(rows_of(g, m.cols, m.rows), update);
     const double rows = static_cast<double>(b.turned ? b.width : b.height), cols = static_cast<double>(b.turned ? b.height : b.width);
     ops_.apply(decay_of(m), static_cast<float>(lr * std::sqrt(std::max(1.0, cols / rows))), vector.slice(part.begin, part.end), update);

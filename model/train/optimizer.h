@@ -1,4 +1,4 @@
-// AdamW and Muon over the ranks of a job: every rank owns a stretch of the parameter vector, with its optimizer state, and updates that.
+// AdamW and Muon over the ranks of a job: every rank owns stretches of the parameter vector, with their optimizer state, and updates those.
 // Groups, rates and formulas are the original program's, which are optax's; the arithmetic of a parameter does not depend on who owns it.
 #pragma once
 
@@ -6,6 +6,7 @@
 #include "model/train/parameters.h"
 #include "runtime/train_ops.h"
 
+#include <functional>
 #include <mutex>
 #include <span>
 #include <vector>
@@ -30,8 +31,10 @@ struct OptimizerOptions {
 /// The blocks' learning rate of step 0, 1, …: optax's warmup_cosine_decay_schedule.
 double scheduled_lr(const OptimizerOptions& options, std::int64_t step);
 
-/// Which elements each of `ranks` ranks owns.
-std::vector<Range> divide(const ParamLayout& layout, const OptimizerOptions& options, int ranks);
+/// Which elements each of `ranks` ranks owns: [rank], a stretch of the embedding, one of the blocks and one of the head. So each of the three, whose gradients
+/// are complete at different times, is exchanged between all ranks.
+using Owners = std::vector<std::vector<Range>>;
+Owners divide(const ParamLayout& layout, const OptimizerOptions& options, int ranks);
 
 class Optimizer {
  public:
@@ -39,23 +42,25 @@ class Optimizer {
   Optimizer(const ModelConfig& config, const ParamLayout& layout, Device& device, DType products, const OptimizerOptions& options, int rank, int ranks);
 
   /// Bytes of a rank that owns `own`.
-  static std::int64_t memory(const ParamLayout& layout, Device& device, DType products, const OptimizerOptions& options, Range own);
+  static std::int64_t memory(const ParamLayout& layout, Device& device, DType products, const OptimizerOptions& options, std::span<const Range> own);
 
-  /// Which elements each rank owns; in order, without gaps, about equal in work. Cuts go only between Muon's matrices.
-  std::span<const Range> owners() const { return owners_; }
-  Range own() const { return owners_[static_cast<std::size_t>(rank_)]; }
+  /// Which elements each rank owns; each stretch in the order of the ranks, without gaps, about equal in work. Cuts go only between Muon's matrices.
+  const Owners& owners() const { return owners_; }
+  const std::vector<Range>& own() const { return owners_[static_cast<std::size_t>(rank_)]; }
 
-  /// The state of own(): momentum, and AdamW's second moment (zero where Muon rules), f32.
+  /// The state of own(), one stretch after another: momentum, and AdamW's second moment (zero where Muon rules), f32. In the device's memory, as all that step() works on.
   const Tensor& m() const { return m_; }
   const Tensor& v() const { return v_; }
 
-  /// Sums of squares of own gradients, f64, one a block of the vector; their number by rank. All ranks' blocks in order, added one by one, are the squared norm.
-  Tensor square_sums(const Tensor& gradient) const;
+  /// Sums of squares of own gradients, f64, one a block of the vector, and their number by rank.
+  Tensor square_sums(const Tensor& gradient) const;  // in the host's memory
   std::vector<std::int64_t> square_counts() const;
-  /// The matrix that the first of all ranks' square sums that is not finite belongs to.
+  /// Of all ranks' square sums, one rank's after another's: the squared norm, which is their sum one by one in the order of the vector, and the first matrix with
+  /// one that is not finite (empty: none).
+  double squared_norm(std::span<const double> all) const;
   std::string matrix_of_square(std::span<const double> all) const;
 
-  /// Step 0, 1, …: own gradient f32 [own] times `scale` moves own parameters (`vector` is all of them). The gradient is overwritten.
+  /// Step 0, 1, …: own gradient f32 [own elements] times `scale` moves own parameters (`vector` is all of them). The gradient is overwritten.
   void step(std::int64_t step, const Tensor& gradient, float scale, const Tensor& vector);
 
  private:
@@ -65,9 +70,11 @@ class Optimizer {
     Tensor transposed, rounded, packed, packed_turned;  // as they are multiplied
   };
   struct Sizes;
-  static Sizes sizes_of(const ParamLayout& layout, const Device& device, DType products, const OptimizerOptions& options, Range own);
+  static Sizes sizes_of(const ParamLayout& layout, const Device& device, DType products, const OptimizerOptions& options, std::span<const Range> own);
+  void each_square(std::span<const double> all, const std::function<void(const Matrix&, double)>& f) const;
   Workspace workspace(const Sizes& sizes, bool small) const;
   void orthogonalize(const Tensor& x, const Workspace& w) const;
+  void times_own_transpose(const Tensor& x, const Workspace& w, const Tensor& out) const;
   Weight pack(const Tensor& x, const Tensor& memory) const;
   Tensor rounded(const Tensor& x, const Workspace& w) const;
 
@@ -78,7 +85,7 @@ class Optimizer {
   OptimizerOptions options_;
   double width_scale_;
   int rank_;
-  std::vector<Range> owners_;
+  Owners owners_;
   Tensor m_, v_;
   Tensor update_;                 // one matrix
   Workspace large_;               // for one block after another, with all threads

@@ -1,14 +1,15 @@
-// Steps of data-parallel training: gradients of this rank's micro-batches, one sum over all ranks in the order of a fixed tree, each
-// rank's share of the update, and the new parameters back on every rank. Everything that a step gives is the same on all ranks, and the
-// same bits for any number of them.
+// Steps of data-parallel training: gradients of this rank's micro-batches, one sum over all ranks in the order of a fixed tree (those of
+// the last layers while the first ones are computed), each rank's share of the update, and the new parameters back on every rank. Everything that a step gives is the same on all ranks, and
+// the same bits for any number of them (but for library_sum).
 #pragma once
 
 #include "comm/communicator.h"
-#include "comm/tree_sum.h"
+#include "comm/vector_sum.h"
 #include "model/train/backprop.h"
 #include "model/train/data.h"
 #include "model/train/optimizer.h"
 
+#include <memory>
 #include <span>
 
 namespace kvmesh {
@@ -23,7 +24,11 @@ struct TrainerOptions {
   OptimizerOptions optimizer;
   BatchShape batch;        ///< of this rank
   bool recompute = false;  ///< Backprop's
+  bool library_sum = false;  ///< gradients by LibrarySum, not TreeSum
 };
+
+/// Of gradients: a piece a matrix, in the order in which Backprop completes them.
+SumPlan gradient_plan(const ParamLayout& layout, const BatchShape& batch, Owners owners);
 
 /// A rank's seconds since they were last asked for; the parts add up to what the steps took.
 struct StepTimes {
@@ -35,10 +40,10 @@ class Trainer {
   /// device, ranks and layout outlive it.
   Trainer(const ModelConfig& config, DType dtype, Device& device, Communicator& ranks, const ParamLayout& layout, const TrainerOptions& options);
 
-  /// All parameters, f32 [layout.size]: the same on every rank. After changing them: parameters_changed().
-  const Tensor& parameters() const { return vector_; }
+  /// All parameters, f32 [layout.size], in the host's memory: the same on every rank. After changing them: parameters_changed().
+  const Tensor& parameters() const { return host_vector_; }
   void parameters_changed();
-  Optimizer& optimizer() { return optimizer_; }
+  const Optimizer& optimizer() const { return optimizer_; }
   Gpt gpt() const { return backprop_.gpt(); }
 
   struct Step {
@@ -53,22 +58,28 @@ class Trainer {
   /// Mean loss over all rows. Collective. Throws NotFinite.
   double evaluate(const AllRows& rows);
 
-  /// Throws NotFinite, which names `what` and the matrix, unless all numbers of a vector f32 [layout.size] are finite.
+  /// Throws NotFinite, which names `what` and the matrix, unless all numbers of a vector f32 [layout.size] in the host's memory are finite.
   void check_finite(const Tensor& vector, const std::string& what) const;
+  /// The same of the ranks' own elements of one, f32 [own elements] in the device's memory. Collective.
+  void check_own_finite(const Tensor& own, const std::string& what) const;
 
   const StepTimes& times() const { return times_; }
 
  private:
+  /// All ranks' square sums (Optimizer) of a vector. Collective.
+  Tensor gathered_squares(const Tensor& own) const;
+
   ModelConfig config_;
+  Device& device_;
   TrainOps& ops_;
   Communicator& ranks_;
   const ParamLayout& layout_;
   TrainerOptions options_;
-  Tensor vector_;
+  Tensor host_vector_, vector_;  // parameters: where ranks exchange and files are read, and where the device works; perhaps the same
   Backprop backprop_;
   Optimizer optimizer_;
-  TreeSum sum_;
-  Tensor own_gradient_;  // f32 [own]
+  Tensor host_own_gradient_, own_gradient_;  // f32 [own elements], likewise
+  std::unique_ptr<VectorSum> sum_;
   StepTimes times_;
 };
 

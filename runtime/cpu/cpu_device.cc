@@ -65,10 +65,16 @@ std::string CpuDevice::kind() const { return fmt::format("cpu/{}", isa_names[sta
 void CpuDevice::copy(const Tensor& source, const Tensor& target) {
   check(source.dtype() == target.dtype() && source.shape() == target.shape(), "copy: {}{} does not fit {}{}", name_of(source.dtype()),
         to_string(source.shape()), name_of(target.dtype()), to_string(target.shape()));
-  if (source.bytes() > 0) std::memmove(target.raw(), source.raw(), source.bytes());
+  if (source.bytes() > 0 && source.raw() != target.raw()) std::memmove(target.raw(), source.raw(), source.bytes());
 }
 
-Pass CpuDevice::prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted) {
+Pass CpuDevice::do_prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted, const Tensor& from) {
+  if (from.defined()) {
+    const std::int32_t* const tokens = from.data<std::int32_t>();
+    ids_.resize(ids.size());
+    std::transform(ids.begin(), ids.end(), ids_.begin(), [&](std::int32_t at) { return tokens[at]; });
+    ids = ids_;
+  }
   const auto view = [](std::span<const std::int32_t> x) {  // only read
     return Tensor(nullptr, const_cast<std::int32_t*>(x.data()), DType::i32, {static_cast<std::int64_t>(x.size())});
   };
@@ -126,12 +132,13 @@ void CpuDevice::do_swiglu(const Tensor& x, const Tensor& out) {
   });
 }
 
-void CpuDevice::do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap) {
+void CpuDevice::do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap, std::int64_t column) {
   const LinearTask task{.x = x.raw(),
                         .w = w.data.raw(),
-                        .out = out.raw(),
+                        .out = at(out, column),
                         .k = w.k,
                         .n = w.n,
+                        .stride = out.size(1),
                         .bf16 = w.dtype == DType::bf16,
                         .out_bf16 = out.dtype() == DType::bf16,
                         .int8 = w.quantize == Quantize::int8,

@@ -6,12 +6,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
+#include <numeric>
 #include <vector>
 
 namespace kvmesh::cpu {
 namespace {
 
-constexpr std::int64_t grain = 1 << 14;  // elements that a thread takes at once; a whole number of sum_squares' blocks
+constexpr std::int64_t grain = 1 << 14;  // elements that a thread takes at once
 
 const TrainKernels& train_kernels_of(Isa isa) {
   switch (isa) {
@@ -65,9 +67,24 @@ void CpuTrainOps::transpose(const Tensor& x, const Tensor& out) {
 
 void CpuTrainOps::convert(const Tensor& x, const Tensor& out) {
   check_sizes(x.numel(), {&out});
+  const bool same = x.dtype() == out.dtype();
   pool_.parallel_for(x.numel(), grain, [&](std::int64_t begin, std::int64_t end) {
-    if (!is_bf16(out)) std::memcpy(at(out, begin), x.data<float>() + begin, static_cast<std::size_t>(end - begin) * 4);
-    else train_.round(x.data<float>() + begin, at(out, begin), end - begin);
+    if (same) std::memcpy(at(out, begin), at(x, begin), static_cast<std::size_t>(end - begin) * size_of(x.dtype()));
+    else train_.round(x.data<float>() + begin, out.data<bfloat16>() + begin, end - begin);
+  });
+}
+
+void CpuTrainOps::mirror(const Tensor& columns, std::int64_t from, const Tensor& out) {
+  const std::int64_t n = out.size(1), b = columns.size(1), tile = 32;
+  check_sizes((from + b) * b, {&columns});
+  const float* const in = columns.data<float>();
+  float* const to = out.data<float>();
+  pool_.parallel_for((from + b + tile - 1) / tile, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin * tile; i < std::min(end * tile, from + b); ++i) std::copy_n(in + i * b, b, to + i * n + from);
+    const std::int64_t last = std::min(end * tile, from);  // rows whose mirror image lies below the diagonal's block
+    for (std::int64_t j = 0; j < b; ++j) {
+      for (std::int64_t i = begin * tile; i < last; ++i) to[(from + j) * n + i] = in[i * b + j];
+    }
   });
 }
 
@@ -157,21 +174,33 @@ void CpuTrainOps::relu_squared_backward(const Tensor& hidden, const Tensor& dhid
   });
 }
 
-void CpuTrainOps::cross_entropy(const Tensor& logits, const Tensor& targets, float cap, float scale, const Tensor& losses, const Tensor& dlogits) {
-  const std::int64_t v = logits.size(1);
-  for (const std::int32_t t : targets.span<std::int32_t>()) check(t >= -1 && t < v, "a target of {} is outside the vocabulary of {}", t, v);
-  pool_.parallel_for(logits.size(0), 8, [&](std::int64_t begin, std::int64_t end) {
+void CpuTrainOps::softmax_sums(const Tensor& logits, const Tensor& targets, std::int64_t first, const Tensor& sums) {
+  const std::int64_t rows = logits.size(0), width = logits.size(1);
+  check_sizes(rows, {&targets});
+  check_sizes(3 * rows, {&sums});
+  pool_.parallel_for(rows, 8, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t r = begin; r < end; ++r) {
-      const std::int32_t target = targets.data<std::int32_t>()[r];
-      const float* const row = logits.data<float>() + r * v;
-      if (target < 0) {
-        losses.data<double>()[r] = 0;
-        if (dlogits.defined()) std::memset(at(dlogits, r * v), 0, static_cast<std::size_t>(v) * size_of(dlogits.dtype()));
-        continue;
-      }
-      float most, sum;
-      train_.cross_entropy(row, v, target, cap, scale, dlogits.defined() ? at(dlogits, r * v) : nullptr, dlogits.defined() && is_bf16(dlogits), &most, &sum);
-      losses.data<double>()[r] = std::log(static_cast<double>(sum)) + (static_cast<double>(most) - static_cast<double>(row[target]));
+      const float* const row = logits.data<float>() + r * width;
+      float* const of_row = sums.data<float>() + 3 * r;
+      const std::int64_t target = targets.data<std::int32_t>()[r] - first;
+      if (first == 0) of_row[0] = -std::numeric_limits<float>::infinity(), of_row[1] = of_row[2] = 0;
+      train_.softmax_sums(row, width, of_row);
+      if (target >= 0 && target < width) of_row[2] = row[target];
+    }
+  });
+}
+
+void CpuTrainOps::cross_entropy_backward(const Tensor& logits, const Tensor& targets, std::int64_t first, const Tensor& sums, float cap, float scale, const Tensor& dlogits) {
+  const std::int64_t rows = logits.size(0), width = logits.size(1);
+  check_sizes(rows, {&targets});
+  check_sizes(3 * rows, {&sums});
+  check_sizes(logits.numel(), {&dlogits});
+  pool_.parallel_for(rows, 8, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t r = begin; r < end; ++r) {
+      const std::int64_t target = targets.data<std::int32_t>()[r];
+      std::byte* const to = at(dlogits, r * width);
+      if (target < 0) std::memset(to, 0, static_cast<std::size_t>(width) * size_of(dlogits.dtype()));
+      else train_.cross_entropy_backward(logits.data<float>() + r * width, width, target - first, sums.data<float>() + 3 * r, cap, scale, to, is_bf16(dlogits));
     }
   });
 }
@@ -186,23 +215,26 @@ void CpuTrainOps::scatter_rows(const Tensor& ids, const Tensor& dx, const Tensor
   });
 }
 
-void CpuTrainOps::add(const Tensor& inout, const Tensor& x) {
+void CpuTrainOps::add_on_host(const Tensor& inout, const Tensor& x) {
   check_sizes(inout.numel(), {&x});
   pool_.parallel_for(x.numel(), grain, [&](std::int64_t begin, std::int64_t end) {
     train_.add(inout.data<float>() + begin, x.data<float>() + begin, end - begin);
   });
 }
 
-double CpuTrainOps::sum_squares(const Tensor& x) {
-  std::vector<double> parts(static_cast<std::size_t>((x.numel() + grain - 1) / grain));
-  pool_.parallel_for(std::ssize(parts), 1, [&](std::int64_t begin, std::int64_t end) {
+void CpuTrainOps::square_sums(const Tensor& x, const Tensor& sums) {
+  check_sizes((x.numel() + square_block - 1) / square_block, {&sums});
+  pool_.parallel_for(sums.numel(), 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      parts[static_cast<std::size_t>(i)] = train_.sum_squares(x.data<float>() + i * grain, std::min(grain, x.numel() - i * grain));
+      sums.data<double>()[i] = train_.sum_squares(x.data<float>() + i * square_block, std::min(square_block, x.numel() - i * square_block));
     }
   });
-  double sum = 0;
-  for (const double part : parts) sum += part;
-  return sum;
+}
+
+double CpuTrainOps::sum_squares(const Tensor& x) {
+  std::vector<double> sums(static_cast<std::size_t>((x.numel() + square_block - 1) / square_block));
+  square_sums(x, {nullptr, sums.data(), DType::f64, {std::ssize(sums)}});
+  return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
 void CpuTrainOps::adamw(const AdamwStep& step, const Tensor& p, const Tensor& g, const Tensor& m, const Tensor& v) {

@@ -21,6 +21,7 @@ class CpuTrainOps final : public TrainOps {
   void pack(const Tensor& source, const Weight& target) override;
   void transpose(const Tensor& x, const Tensor& out) override;
   void convert(const Tensor& x, const Tensor& out) override;
+  void mirror(const Tensor& columns, std::int64_t from, const Tensor& out) override;
   void zero(const Tensor& x) override;
   void rms_norm_backward(const Tensor& x, const Tensor& dy, float eps, const Tensor& dx, const Tensor& rounded) override;
   void norm_rope_backward(const Tensor& qkv, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Pass& pass, const LayerCache& cache,
@@ -28,9 +29,11 @@ class CpuTrainOps final : public TrainOps {
   void attention_backward(const Tensor& q, const Pass& pass, const LayerCache& cache, std::int64_t window, const Tensor& out, const Tensor& dout,
                           const Tensor& dq, const Tensor& dk, const Tensor& dv) override;
   void relu_squared_backward(const Tensor& hidden, const Tensor& dhidden) override;
-  void cross_entropy(const Tensor& logits, const Tensor& targets, float cap, float scale, const Tensor& losses, const Tensor& dlogits) override;
+  void softmax_sums(const Tensor& logits, const Tensor& targets, std::int64_t first, const Tensor& sums) override;
+  void cross_entropy_backward(const Tensor& logits, const Tensor& targets, std::int64_t first, const Tensor& sums, float cap, float scale, const Tensor& dlogits) override;
   void scatter_rows(const Tensor& ids, const Tensor& dx, const Tensor& table) override;
-  void add(const Tensor& inout, const Tensor& x) override;
+  void add_on_host(const Tensor& inout, const Tensor& x) override;
+  void square_sums(const Tensor& x, const Tensor& sums) override;
   double sum_squares(const Tensor& x) override;
   void adamw(const AdamwStep& step, const Tensor& p, const Tensor& g, const Tensor& m, const Tensor& v) override;
   void momentum(const MuonStep& step, const Tensor& g, const Tensor& m, const Tensor& update) override;

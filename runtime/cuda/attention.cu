@@ -3,6 +3,7 @@
 // (its chunks then go to several blocks, and the last of them folds) and for one that is prefilled with others: what a query may not see has
 // weight 0, which changes no bit. Source: Dao et al., "FlashAttention" (2022), online softmax after Milakov and Gimelshein (2018).
 // In bfloat16 tensor cores multiply; a weight enters as two bfloat16, what the first leaves over being the second's: 16 bits of it.
+// A value that is not finite reaches only those who see it, although tensor cores multiply what is not seen by zero: see confine.
 #include "runtime/cuda/device_code.h"
 
 namespace kvmesh::cuda {
@@ -63,13 +64,14 @@ class Tile {
     for (std::int64_t row0 = 0; row0 < tokens * group_; row0 += warps * warp_rows) {
       const std::int64_t rows = tokens * group_ - row0 < warps * warp_rows ? tokens * group_ - row0 : warps * warp_rows;
       keys_ = first + (row0 + rows - 1) / group_ + 1;
-      const std::int64_t oldest_seen = t_.window < 0 ? 0 : first + row0 / group_ - t_.window, oldest = oldest_seen > 0 ? oldest_seen : 0;
+      newest_of_all_ = first + row0 / group_;
+      oldest_ = oldest_for(newest_of_all_);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const std::int64_t row = warp_ * warp_rows + g_ + 8 * half;
         own_[half] = row < rows ? first + (row0 + row) / group_ : -1;
       }
-      std::int64_t begin = oldest / block_keys, end = ceil_div<std::int64_t>(keys_, block_keys);
+      std::int64_t begin = oldest_ / block_keys, end = ceil_div<std::int64_t>(keys_, block_keys);
       const std::int64_t first_chunk = begin / chunk_blocks, chunks = ceil_div<std::int64_t>(end, chunk_blocks) - first_chunk;
       const bool alone = splits_ == 1 || chunks == 1;
       if (!alone) {
@@ -82,7 +84,7 @@ class Tile {
       }
       __syncthreads();  // the rows before are done with shared memory
       const T* q = static_cast<const T*>(t_.q);
-      fill(L::q, L::k_stride, warps * warp_rows, rows, [&](std::int64_t r) { return q + at(token, row0 + r) * h; });
+      fill(L::q, L::k_stride, warps * warp_rows, 0, rows, [&](std::int64_t r) { return q + at(token, row0 + r) * h; });
       attend(s, begin, end, alone);
       if (alone) {
         write_out(token, row0);
@@ -100,7 +102,9 @@ class Tile {
   const std::int64_t group_;
   const int warp_, lane_, g_, q_;  // a lane has rows g and g + 8 of its warp's, and of 8 columns 2q and 2q + 1
   const T *k_ = nullptr, *v_ = nullptr;
-  std::int64_t keys_ = 0;    // of which the tile's last query sees the last
+  std::int64_t keys_ = 0;           // of which the tile's last query sees the last
+  std::int64_t oldest_ = 0;         // the first key that its first query sees
+  std::int64_t newest_of_all_ = 0;  // the last one that it sees, and with it all
   std::int64_t own_[2];      // key of the query in row g, g + 8; -1: no query
   float largest_[2], sum_[2], out_[head / 8][4];            // of the chunk
   float folded_largest_[2], folded_sum_[2];                 // of the chunks before; their output is in shared memory
@@ -108,16 +112,18 @@ class Tile {
   /// The (token, head) pair's row in q and out.
   __device__ std::int64_t at(std::int64_t token, std::int64_t row) const { return (token + row / group_) * t_.ring.heads + blockIdx.y * group_ + row % group_; }
 
-  /// `rows` rows to shared memory; zeros in those from `valid` on, and beyond head_dim.
+  __device__ std::int64_t oldest_for(std::int64_t own) const { return t_.window < 0 || own < t_.window ? 0 : own - t_.window; }
+
+  /// `rows` rows to shared memory; zeros in those outside [first, valid), and beyond head_dim.
   template <typename Address>
-  __device__ __forceinline__ void fill(int offset, int stride, int rows, std::int64_t valid, const Address& address) {
+  __device__ __forceinline__ void fill(int offset, int stride, int rows, std::int64_t first, std::int64_t valid, const Address& address) {
     constexpr int pieces = head * static_cast<int>(sizeof(T)) / 16, of_piece = 16 / static_cast<int>(sizeof(T));
     const int h = static_cast<int>(t_.ring.head_dim);
     const bool whole = h % of_piece == 0;
     for (int i = static_cast<int>(threadIdx.x); i < rows * pieces; i += warps * 32) {
       const int row = i / pieces, column = i % pieces * of_piece;
       T* to = reinterpret_cast<T*>(shared_ + offset + row * stride) + column;
-      const bool there = row < valid && column < h;
+      const bool there = row >= first && row < valid && column < h;
       const T* from = there ? address(row) + column : k_;
       if (whole) {
         copy_16_async(to, from, there);
@@ -133,8 +139,8 @@ class Tile {
   __device__ __forceinline__ void fill_block(const Segment& s, std::int64_t block) {
     const std::int64_t key = block * block_keys, size = t_.ring.size, first = (s.start + key) % size, valid = keys_ - key, h = t_.ring.head_dim;
     const auto slot = [=](std::int64_t j) { return (first + j < size ? first + j : first + j - size) * h; };
-    fill(stage_at(block), L::k_stride, block_keys, valid, [&](std::int64_t j) { return k_ + slot(j); });
-    fill(stage_at(block) + block_keys * L::k_stride, L::v_stride, block_keys, valid, [&](std::int64_t j) { return v_ + slot(j); });
+    fill(stage_at(block), L::k_stride, block_keys, oldest_ - key, valid, [&](std::int64_t j) { return k_ + slot(j); });
+    fill(stage_at(block) + block_keys * L::k_stride, L::v_stride, block_keys, oldest_ - key, valid, [&](std::int64_t j) { return v_ + slot(j); });
   }
 
   /// Blocks [begin, end) of keys; the last chunk is folded too where the tile is `alone`.
@@ -155,11 +161,13 @@ class Tile {
       copy_async_commit();
       copy_async_wait<L::stages - 1>();
       __syncthreads();
-      const std::byte* keys = shared_ + stage_at(block);
+      std::byte* keys = shared_ + stage_at(block);
       float score[block_keys / 8][4] = {};
       scores(keys, score);
       weigh(block, score);
-      add_values(keys + block_keys * L::k_stride, score);
+      std::byte* values = keys + block_keys * L::k_stride;
+      if (!all_see(block) && __syncthreads_or(not_finite(values))) confine(block, values);
+      add_values(values, score);
       __syncthreads();
       if (alone && ((block + 1) % chunk_blocks == 0 || block + 1 == end)) fold_chunk();
     }
@@ -285,6 +293,62 @@ class Tile {
       }
       __syncwarp();
     }
+  }
+
+  /// Whether every query of the tile sees every key of the block that is not zeros.
+  __device__ __forceinline__ bool all_see(std::int64_t block) const {
+    const std::int64_t key = block * block_keys, first = key > oldest_ ? key : oldest_, end = key + block_keys < keys_ ? key + block_keys : keys_;
+    return end - 1 <= newest_of_all_ && first >= oldest_for(keys_ - 1);
+  }
+
+  /// Of the part of a block's values that is this thread's to look at.
+  __device__ __forceinline__ bool not_finite(const std::byte* values) const {
+    constexpr std::uint32_t all_ones = L::bf16 ? 0x7f80 : 0x7f800000;
+    constexpr int pieces = head * static_cast<int>(sizeof(T)) / 16;
+    bool found = false;
+    for (int i = static_cast<int>(threadIdx.x); i < block_keys * pieces; i += warps * 32) {
+      const uint4 piece = *reinterpret_cast<const uint4*>(values + i / pieces * L::v_stride + i % pieces * 16);
+#pragma unroll
+      for (int part = 0; part < 4; ++part) {
+        const std::uint32_t x = part == 0 ? piece.x : part == 1 ? piece.y : part == 2 ? piece.z : piece.w;
+        found = found || (x & all_ones) == all_ones || (L::bf16 && (x >> 16 & all_ones) == all_ones);
+      }
+    }
+    return found;
+  }
+
+  /// Which keys of a block, counted from its first, a query sees: those in [first, second].
+  __device__ int2 seen_of(std::int64_t own, std::int64_t block) const {
+    const std::int64_t oldest = oldest_for(own) - block * block_keys, newest = own - block * block_keys;
+    return {static_cast<int>(oldest < 0 ? 0 : oldest < block_keys ? oldest : block_keys), static_cast<int>(newest < 0 ? -1 : newest < block_keys ? newest : block_keys)};
+  }
+
+  __device__ static bool finite(T x) { return !(to_float(x) - to_float(x) != 0); }
+
+  /// Values that are not finite make not-a-numbers, in their column, of the queries that see them, and are zeros then for all: multiplied by the weight of
+  /// those who do not see them, 0, they would be not-a-numbers as well.
+  __device__ void confine(std::int64_t block, std::byte* values) {
+    const int2 low = seen_of(own_[0], block), high = seen_of(own_[1], block);
+#pragma unroll 1
+    for (int key = 0; key < block_keys; ++key) {
+      const T* v = reinterpret_cast<const T*>(values + key * L::v_stride) + 2 * q_;
+      const bool low_sees = key >= low.x && key <= low.y, high_sees = key >= high.x && key <= high.y;
+#pragma unroll
+      for (int i = 0; i < head / 8; ++i) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          if (finite(v[i * 8 + c])) continue;
+          if (low_sees) out_[i][c] = not_a_number;
+          if (high_sees) out_[i][2 + c] = not_a_number;
+        }
+      }
+    }
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < block_keys * head; i += warps * 32) {
+      T& x = reinterpret_cast<T*>(values + i / head * L::v_stride)[i % head];
+      if (!finite(x)) x = T(0.0f);
+    }
+    __syncthreads();
   }
 
   /// A row's sum lies with the four lanes that share it.

@@ -13,6 +13,9 @@ int device_count();
 /// The toolkit's and libraries' versions that this was built with and runs with, for people.
 std::string versions();
 
+/// cuDNN's, the same; "not compiled in".
+std::string cudnn_versions();
+
 /// Makes `options.gpu` this thread's GPU.
 std::unique_ptr<Device> make_device(const DeviceOptions& options);
 

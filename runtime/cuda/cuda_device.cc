@@ -59,12 +59,14 @@ CudaDevice::CudaDevice(const DeviceOptions& options) : gpu_(options.gpu) {
   must(cudaDeviceGetDefaultMemPool(&pool, gpu_));
   must(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all));
   queue_ = {stream_->handle, properties_.multiProcessorCount, properties_.major >= 9};
-  for (Upload* upload : {&pass_upload_, &rows_upload_}) must(cudaEventCreateWithFlags(&upload->done, cudaEventDisableTiming));
+  if (options.attention == Attention::cudnn) cudnn_ = std::make_unique<CudnnAttention>(stream_->handle, 10 * properties_.major + properties_.minor);
 }
 
-std::string CudaDevice::describe() const { return fmt::format("cuda ({}, sm_{}{}, CUDA {})", properties_.name, properties_.major, properties_.minor, versions()); }
+std::string CudaDevice::describe() const {
+  return fmt::format("cuda ({}, sm_{}{}, CUDA {}{})", properties_.name, properties_.major, properties_.minor, versions(), cudnn_ ? ", attention by " + cudnn_->name() : "");
+}
 
-std::string CudaDevice::kind() const { return fmt::format("cuda/sm_{}{}", properties_.major, properties_.minor); }
+std::string CudaDevice::kind() const { return fmt::format("cuda/sm_{}{}{}", properties_.major, properties_.minor, cudnn_ ? "/" + cudnn_->name() : ""); }
 
 std::int64_t CudaDevice::free_bytes() const {
   std::size_t free = 0, total = 0;
@@ -92,21 +94,19 @@ void CudaDevice::copy(const Tensor& source, const Tensor& target) {
                 to_string(source.shape()), name_of(target.dtype()), to_string(target.shape()));
   if (source.bytes() > 0) must(cudaMemcpyAsync(target.raw(), source.raw(), source.bytes(), cudaMemcpyDefault, stream_->handle));
   must(cudaStreamSynchronize(stream_->handle));
+  queue_.weights_written = false;
 }
 
 // In pieces through pinned memory: while one is on its way, the next is read (from a file that is mapped, perhaps).
 Tensor CudaDevice::resident(const Tensor& host) {
   const Tensor out = empty(host.dtype(), host.shape());
   constexpr std::size_t piece = std::size_t{32} << 20;
-  Upload pieces[2];
-  for (Upload& p : pieces) must(cudaEventCreateWithFlags(&p.done, cudaEventDisableTiming));
+  Pinned pieces[2];
   for (std::size_t done = 0, i = 0; done < host.bytes(); done += piece, ++i) {
     const std::size_t bytes = std::min(piece, host.bytes() - done);
-    Upload& p = pieces[i % 2];
-    if (!p.pinned.defined()) p.pinned = pinned_memory(std::min(piece, host.bytes()));
-    must(cudaEventSynchronize(p.done));
-    std::memcpy(p.pinned.raw(), static_cast<const std::byte*>(host.raw()) + done, bytes);
-    must(cudaMemcpyAsync(static_cast<std::byte*>(out.raw()) + done, p.pinned.raw(), bytes, cudaMemcpyDefault, stream_->handle));
+    Pinned& p = pieces[i % 2];
+    std::memcpy(p.claim(bytes), static_cast<const std::byte*>(host.raw()) + done, bytes);
+    must(cudaMemcpyAsync(static_cast<std::byte*>(out.raw()) + done, p.memory.raw(), bytes, cudaMemcpyDefault, stream_->handle));
     must(cudaEventRecord(p.done, stream_->handle));
   }
   must(cudaStreamSynchronize(stream_->handle));
@@ -116,24 +116,31 @@ Tensor CudaDevice::resident(const Tensor& host) {
 void CudaDevice::grow(Tensor& memory, std::size_t bytes) {
   if (memory.defined() && memory.bytes() >= bytes) return;
   graphs_.clear();
+  rows_of_.reset();
   memory = empty(DType::u8, {static_cast<std::int64_t>(std::max(bytes, 2 * memory.bytes()))});
 }
 
+std::byte* CudaDevice::Pinned::claim(std::size_t bytes) {
+  must(cudaEventSynchronize(done));
+  if (!memory.defined() || memory.bytes() < bytes) memory = pinned_memory(std::max<std::size_t>(bytes, 1));  // of 0 bytes there is no address
+  return static_cast<std::byte*>(memory.raw());
+}
+
 std::byte* CudaDevice::begin_upload(Upload& upload, std::size_t bytes) {
-  must(cudaEventSynchronize(upload.done));
-  if (!upload.pinned.defined() || upload.pinned.bytes() < bytes) {
-    upload.pinned = pinned_memory(std::max<std::size_t>(2 * bytes, 4096));
-    grow(upload.device, upload.pinned.bytes());
-  }
-  return static_cast<std::byte*>(upload.pinned.raw());
+  const std::size_t room = upload.device.defined() ? upload.device.bytes() : 0;
+  if (room < bytes) grow(upload.device, std::max<std::size_t>(2 * bytes, 4096));
+  upload.turn ^= 1;
+  return upload.pinned[upload.turn].claim(upload.device.bytes());
 }
 
 void CudaDevice::end_upload(Upload& upload, std::size_t bytes) {
-  must(cudaMemcpyAsync(upload.device.raw(), upload.pinned.raw(), bytes, cudaMemcpyDefault, stream_->handle));
-  must(cudaEventRecord(upload.done, stream_->handle));
+  const Pinned& pinned = upload.pinned[upload.turn];
+  must(cudaMemcpyAsync(upload.device.raw(), pinned.memory.raw(), bytes, cudaMemcpyDefault, stream_->handle));
+  must(cudaEventRecord(pinned.done, stream_->handle));
 }
 
-Pass CudaDevice::prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted) {
+Pass CudaDevice::do_prepare(std::span<const std::int32_t> ids, std::span<const Segment> segments, std::span<const std::int32_t> wanted, const Tensor& from) {
+  rows_of_.reset();
   std::int64_t tokens = std::ssize(ids);
   for (const Segment& s : segments) tokens = std::max(tokens, std::int64_t{s.offset} + s.count);
   const std::size_t runs_at = 0, ids_at = runs_at + rounded(segments.size_bytes()), wanted_at = ids_at + rounded(ids.size_bytes()),
@@ -150,6 +157,7 @@ Pass CudaDevice::prepare(std::span<const std::int32_t> ids, std::span<const Segm
   }
   end_upload(pass_upload_, bytes);
   const auto part = [&](std::size_t at, DType dtype, std::int64_t n) { return Tensor(nullptr, static_cast<std::byte*>(pass_upload_.device.raw()) + at, dtype, {n}); };
+  if (from.defined() && !ids.empty()) must(cuda::take_ids(queue_, from.data<std::int32_t>(), part(ids_at, DType::i32, std::ssize(ids)).data<std::int32_t>(), std::ssize(ids)));
   return {segments, part(ids_at, DType::i32, std::ssize(ids)), part(wanted_at, DType::i32, std::ssize(wanted)),
           part(runs_at, DType::u8, static_cast<std::int64_t>(segments.size_bytes())), part(run_of_at, DType::i32, tokens)};
 }
@@ -177,12 +185,13 @@ void CudaDevice::do_norm(const Tensor& x, const Norm& norm, const Tensor& out) {
 
 void CudaDevice::do_swiglu(const Tensor& x, const Tensor& out) { must(cuda::swiglu(queue_, x.raw(), out.raw(), is_bf16(x), out.size(0), out.size(1))); }
 
-void CudaDevice::do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap) {
-  must(cuda::linear(queue_, {x.raw(), w.data.raw(), out.raw(), x.size(0), w.k, w.n, w.dtype == DType::bf16, w.quantize == Quantize::int8, is_bf16(out),
+void CudaDevice::do_linear(const Tensor& x, const Weight& w, Epilogue epilogue, const Tensor& out, float cap, std::int64_t column) {
+  std::byte* const to = static_cast<std::byte*>(out.raw()) + row_bytes(out, column);
+  must(cuda::linear(queue_, {x.raw(), w.data.raw(), to, x.size(0), w.k, w.n, out.size(1), w.dtype == DType::bf16, w.quantize == Quantize::int8, is_bf16(out),
                              w.bias.defined() ? w.bias.data<float>() : nullptr, epilogue, cap}));
 }
 
-RingTask CudaDevice::ring_of(const Tensor& q, const Pass& pass, const LayerCache& cache) const {
+RingTask ring_of(const Tensor& q, const Pass& pass, const LayerCache& cache) {
   const std::int64_t h = cache.k.size(3);
   return {reinterpret_cast<const Segment*>(pass.device_runs.raw()),
           pass.run_of.data<std::int32_t>(),
@@ -198,22 +207,6 @@ RingTask CudaDevice::ring_of(const Tensor& q, const Pass& pass, const LayerCache
 
 void CudaDevice::do_norm_rope_append(const Tensor& qkv, const Pass& pass, const Tensor& rope, const HeadNorm& norm, const Tensor& q, const LayerCache& cache) {
   must(cuda::append(queue_, {ring_of(q, pass, cache), qkv.raw(), q.raw(), floats_or_null(rope), !norm.off, floats_or_null(norm.q), floats_or_null(norm.k), norm.eps}));
-}
-
-void CudaDevice::do_attention(const Tensor& q, const Pass& pass, const LayerCache& cache, std::int64_t window, const Tensor& out) {
-  const bool decode = std::all_of(pass.segments.begin(), pass.segments.end(), [](const Segment& s) { return s.count == 1; });
-  const RingTask ring = ring_of(q, pass, cache);
-  kvmesh::check(ring.head_dim <= largest_head, "attention: a head_dim of {}; with CUDA {} is the largest", ring.head_dim, largest_head);
-  const std::int64_t partial = attention_partial_floats(queue_, ring, decode);
-  if (partial > 0) {
-    grow(partial_, static_cast<std::size_t>(partial) * sizeof(float));
-    const std::size_t counters = static_cast<std::size_t>(ring.tokens * ring.kv_heads) * sizeof(unsigned);
-    if (!arrived_.defined() || arrived_.bytes() < counters) {
-      grow(arrived_, counters);
-      must(cudaMemsetAsync(arrived_.raw(), 0, arrived_.bytes(), stream_->handle));
-    }
-  }
-  must(cuda::attention(queue_, {ring, q.raw(), out.raw(), window, decode, static_cast<float*>(partial_.raw()), static_cast<unsigned*>(arrived_.raw())}));
 }
 
 void CudaDevice::do_copy_rows(const LayerCache& cache, std::int32_t source, std::int64_t from, std::int32_t target, std::int64_t to, std::int64_t count) {

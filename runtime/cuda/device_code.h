@@ -31,7 +31,7 @@ cudaError_t launch(const Queue& queue, dim3 grid, unsigned threads, std::size_t 
 }
 
 constexpr unsigned all_lanes = 0xffffffffu;
-constexpr float infinity = __builtin_huge_valf();
+constexpr float infinity = __builtin_huge_valf(), not_a_number = __builtin_nanf("");
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(bfloat16 x) { return x; }
@@ -41,9 +41,25 @@ __device__ __forceinline__ T from_float(float x) {
 }
 
 /// Butterflies over the lanes: every lane gets the same sum, by the same tree.
-__device__ __forceinline__ float warp_sum(float x) {
+template <typename T>
+__device__ __forceinline__ T warp_sum(T x) {
   for (int lanes = 16; lanes > 0; lanes /= 2) x = x + __shfl_xor_sync(all_lanes, x, lanes);
   return x;
+}
+
+/// The sum of all threads' numbers, by one tree; for a whole block of `warps` (a power of two), `parts` [warps] in shared memory.
+template <int warps, typename T>
+__device__ __forceinline__ T block_sum(T sum, T* parts) {
+  sum = warp_sum(sum);
+  __syncthreads();  // what was in parts has been read
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sum;
+  __syncthreads();
+  T all[warps];
+  for (int i = 0; i < warps; ++i) all[i] = parts[i];
+  for (int n = warps / 2; n > 0; n /= 2) {
+    for (int i = 0; i < n; ++i) all[i] = all[2 * i] + all[2 * i + 1];
+  }
+  return all[0];
 }
 
 __host__ __device__ __forceinline__ float larger(float a, float b) { return a > b ? a : b; }

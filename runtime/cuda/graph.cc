@@ -10,7 +10,7 @@ void CudaDevice::run(const Pass& pass, const Work& work, const std::function<voi
   const bool decode = std::all_of(pass.segments.begin(), pass.segments.end(), [](const Segment& s) { return s.count == 1; });
   if (!decode || pass.segments.empty()) return body();
   if (graphs_.size() >= most_graphs) graphs_.clear();
-  const GraphKey key{work, pass.ids.numel(), pass.wanted.numel()};
+  const GraphKey key{work, pass.ids.numel(), pass.wanted.numel(), leaves_rows(pass.segments, work.slots)};
   const auto found = graphs_.find(key);
   if (found == graphs_.end()) {  // the first time, memory may still have to grow
     body();

@@ -16,6 +16,7 @@ struct Queue {
   cudaStream_t stream = nullptr;
   int multiprocessors = 1;
   bool early_start = false;  ///< kernels may start while the one before them ends (compute capability 9.0)
+  bool weights_written = false;  ///< by kernels, since the host has waited for all: products, which read weights early, then start late
 };
 
 /// What a packed weight [k, n] holds: elements of the rows' dtype, or integers and a scale a column.
@@ -24,12 +25,12 @@ struct WeightForm {
   std::int64_t k, n;
 };
 
-/// out [rows, n] = x [rows, k] · w, with what follows in float32 before the one rounding.
+/// out [rows, n] (`stride` elements apart) = x [rows, k] · w, with what follows in float32 before the one rounding.
 struct LinearTask {
   const void* x;
   const void* w;  // as pack_weight laid it out
   void* out;
-  std::int64_t rows, k, n;
+  std::int64_t rows, k, n, stride;
   bool bf16;      // of x, and of w's elements unless they are integers
   bool int8;
   bool out_bf16;
@@ -111,6 +112,8 @@ struct SampleTask {
 
 cudaError_t gather_rows(const Queue& queue, const void* table, std::int64_t table_rows, std::int64_t row_bytes, const std::int32_t* ids, std::int64_t count,
                         void* out);
+/// ids[i] = tokens[ids[i]], for `count` of them.
+cudaError_t take_ids(const Queue& queue, const std::int32_t* tokens, std::int32_t* ids, std::int64_t count);
 cudaError_t add_positions(const Queue& queue, const PositionsTask& task);
 cudaError_t norm(const Queue& queue, const NormTask& task);
 /// out [rows, width] = silu(x[:, :width]) · x[:, width:]
@@ -127,6 +130,22 @@ constexpr std::int64_t largest_head = 256;  ///< head_dim of attention at most
 /// How many floats attention wants between its blocks; 0: none.
 std::int64_t attention_partial_floats(const Queue& queue, const RingTask& ring, bool decode);
 cudaError_t attention(const Queue& queue, const AttentionTask& task);
+
+/// Where a pass's segments lie, as cuDNN is told it (attention_cudnn.h), for [rows] of them, and for our own attention: [tokens] the segment, or -1 where cuDNN
+/// serves it. Offsets in elements.
+struct SdpaRows {
+  std::int32_t *query_lengths, *key_lengths;   // [rows]
+  std::int32_t *query_offsets, *key_offsets;   // [rows + 1]
+  std::int32_t* left_over;                     // [tokens]
+};
+
+struct SdpaRowsTask {
+  RingTask ring;
+  std::int64_t window;
+  std::int64_t segments, rows;
+  SdpaRows out;
+};
+cudaError_t sdpa_rows(const Queue& queue, const SdpaRowsTask& task);
 
 cudaError_t sample(const Queue& queue, const SampleTask& task);
 

@@ -15,61 +15,70 @@ void must(cublasStatus_t status) {
   if (status != CUBLAS_STATUS_SUCCESS) fail(Fault::rank, "cuBLASLt: {}", cublasLtGetStatusString(status));
 }
 
+/// A handle that a library made.
+template <typename Handle, auto destroy>
+struct Owned {
+  Handle handle = nullptr;
+  Owned() = default;
+  ~Owned() {
+    if (handle) destroy(handle);
+  }
+  Owned(Owned&&) = delete;
+};
+
 /// How many times a second `body`, enqueued, is done: the best of some runs.
 double best_rate(cudaStream_t stream, const std::function<void()>& body) {
-  cudaEvent_t from, to;
-  cuda::must(cudaEventCreateWithFlags(&from, 0));
-  cuda::must(cudaEventCreateWithFlags(&to, 0));
+  Owned<cudaEvent_t, cudaEventDestroy> from, to;
+  cuda::must(cudaEventCreateWithFlags(&from.handle, 0));
+  cuda::must(cudaEventCreateWithFlags(&to.handle, 0));
   double best = 0;
   for (int i = 0; i < 10; ++i) {
-    cuda::must(cudaEventRecord(from, stream));
+    cuda::must(cudaEventRecord(from.handle, stream));
     body();
-    cuda::must(cudaEventRecord(to, stream));
-    cuda::must(cudaEventSynchronize(to));
+    cuda::must(cudaEventRecord(to.handle, stream));
+    cuda::must(cudaEventSynchronize(to.handle));
     float ms = 0;
-    cuda::must(cudaEventElapsedTime(&ms, from, to));
+    cuda::must(cudaEventElapsedTime(&ms, from.handle, to.handle));
     best = std::max(best, 1000 / static_cast<double>(ms));
   }
-  cuda::must(cudaEventDestroy(from));
-  cuda::must(cudaEventDestroy(to));
   return best;
 }
 
-/// x · y of size × size matrices, as the library does it best without workspace.
-class Product {
- public:
-  Product(DType dtype, std::int64_t size) {
-    const cudaDataType type = dtype == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F;
-    const auto n = static_cast<std::uint64_t>(size);
-    must(cublasLtCreate(&handle_));
-    must(cublasLtMatmulDescCreate(&product_, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    must(cublasLtMatrixLayoutCreate(&matrix_, type, n, n, size));
-    cublasLtMatmulPreference_t preference;
-    must(cublasLtMatmulPreferenceCreate(&preference));
-    int found = 0;
-    must(cublasLtMatmulAlgoGetHeuristic(handle_, product_, matrix_, matrix_, matrix_, matrix_, preference, 1, &algorithm_, &found));
-    must(cublasLtMatmulPreferenceDestroy(preference));
-    if (found == 0) fail(Fault::rank, "cuBLASLt has no product of {} matrices of {} × {}", name_of(dtype), size, size);
-  }
-  ~Product() {
-    cublasLtMatrixLayoutDestroy(matrix_);
-    cublasLtMatmulDescDestroy(product_);
-    cublasLtDestroy(handle_);
-  }
-  Product(const Product&) = delete;
-  Product& operator=(const Product&) = delete;
+cudaDataType type_of(const Tensor& t) { return t.dtype() == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F; }
 
-  void operator()(const Tensor& x, const Tensor& y, const Tensor& out, cudaStream_t stream) const {
+/// out [rows, n] = x [rows, k] · w [k, n], as the library's first choice does it. It counts columns first, so that to it this is out' = w' · x'.
+class LibraryProduct {
+ public:
+  LibraryProduct(const Tensor& x, const Tensor& w, const Tensor& out, const Tensor& workspace) : workspace_(workspace) {
+    must(cublasLtCreate(&handle_.handle));
+    must(cublasLtMatmulDescCreate(&product_.handle, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    for (const auto& [matrix, tensor] : {std::pair(&w_, &w), {&x_, &x}, {&out_, &out}}) {
+      must(cublasLtMatrixLayoutCreate(&matrix->handle, type_of(*tensor), static_cast<std::uint64_t>(tensor->size(1)), static_cast<std::uint64_t>(tensor->size(0)), tensor->size(1)));
+    }
+    Owned<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy> preference;
+    const std::uint64_t bytes = workspace_.bytes();
+    must(cublasLtMatmulPreferenceCreate(&preference.handle));
+    must(cublasLtMatmulPreferenceSetAttribute(preference.handle, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes));
+    int found = 0;
+    must(cublasLtMatmulAlgoGetHeuristic(handle_.handle, product_.handle, w_.handle, x_.handle, out_.handle, out_.handle, preference.handle, 1, &algorithm_, &found));
+    if (found == 0) fail(Fault::rank, "cuBLASLt has no product {} · {} of {}", to_string(x.shape()), to_string(w.shape()), name_of(x.dtype()));
+  }
+
+  void operator()(const Tensor& x, const Tensor& w, const Tensor& out, cudaStream_t stream) const {
     const float one = 1, zero = 0;
-    must(cublasLtMatmul(handle_, product_, &one, x.raw(), matrix_, y.raw(), matrix_, &zero, out.raw(), matrix_, out.raw(), matrix_, &algorithm_.algo, nullptr, 0, stream));
+    must(cublasLtMatmul(handle_.handle, product_.handle, &one, w.raw(), w_.handle, x.raw(), x_.handle, &zero, out.raw(), out_.handle, out.raw(), out_.handle, &algorithm_.algo,
+                        workspace_.raw(), workspace_.bytes(), stream));
   }
 
  private:
-  cublasLtHandle_t handle_ = nullptr;
-  cublasLtMatmulDesc_t product_ = nullptr;
-  cublasLtMatrixLayout_t matrix_ = nullptr;
+  Tensor workspace_;
+  Owned<cublasLtHandle_t, cublasLtDestroy> handle_;
+  Owned<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy> product_;
+  Owned<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy> w_, x_, out_;
   cublasLtMatmulHeuristicResult_t algorithm_{};
 };
+
+constexpr std::int64_t workspace_bytes = std::int64_t{32} << 20;
 
 }  // namespace
 
@@ -93,10 +102,15 @@ Limits CudaDevice::measure_limits(DType dtype) {
     }
   }
   const Tensor x = resident(host), y = resident(host);
-  const Product product(dtype, size);
+  const LibraryProduct product(x, y, out, empty(DType::u8, {workspace_bytes}));
   const auto n = static_cast<double>(size);
   limits.flops_per_s = 2 * n * n * n * best_rate(stream_->handle, [&] { product(x, y, out, stream_->handle); });
   return limits;
+}
+
+Device::Product CudaDevice::library_product(const Tensor& x, const Tensor& w, const Tensor& out) {
+  const auto product = std::make_shared<LibraryProduct>(x, w, out, empty(DType::u8, {workspace_bytes}));
+  return [product, stream = stream_->handle](const Tensor& x_, const Tensor& w_, const Tensor& out_) { (*product)(x_, w_, out_, stream); };
 }
 
 }  // namespace kvmesh::cuda

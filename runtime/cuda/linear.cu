@@ -26,7 +26,7 @@ __device__ __forceinline__ float finish(float sum, Epilogue epilogue, float old,
 
 __device__ __forceinline__ void write_out(const Task& t, std::int64_t row, std::int64_t column, float sum) {
   if (row >= t.rows || column >= t.n) return;
-  const std::int64_t at = row * t.n + column;
+  const std::int64_t at = row * t.stride + column;
   if (t.scales) sum = sum * t.scales[column];
   if (t.bias) sum = sum + t.bias[column];
   if (t.out_bf16) {
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(narrow_threads) narrow_kernel(Task t, std::int
     }
   };
   Stored<int8> weights[span_tiles] = {};
-  if (warp < spans) read_span(warp, weights);  // no kernel writes weights: these may be read before the wait
+  if (warp < spans) read_span(warp, weights);  // no kernel that may still run writes weights (linear, below): these may be read before the wait
   grid_dependency_wait();
 
   float total[row_tiles] = {};
@@ -284,7 +284,9 @@ cudaError_t linear_of(const Queue& queue, const Task& t) {
 
 }  // namespace
 
-cudaError_t linear(const Queue& queue, const LinearTask& t) {
+cudaError_t linear(const Queue& queue_now, const LinearTask& t) {
+  Queue queue = queue_now;
+  if (queue.weights_written) queue.early_start = false;
   const WeightForm form = {t.bf16, t.int8, t.k, t.n};
   const Task task = {t, t.int8 ? reinterpret_cast<const float*>(static_cast<const std::byte*>(t.w) + element_bytes(form)) : nullptr};
   return t.int8 ? linear_of<true>(queue, task) : linear_of<false>(queue, task);

@@ -30,13 +30,11 @@ __global__ void __launch_bounds__(row_threads) gather_kernel(const std::byte* ta
   }
 }
 
-/// The sum of all threads' numbers, by one tree; for a whole block.
-__device__ float block_sum(float sum, float* parts) {
-  sum = warp_sum(sum);
-  __syncthreads();  // what was in parts has been read
-  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sum;
-  __syncthreads();
-  return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+__global__ void __launch_bounds__(row_threads) take_kernel(const std::int32_t* tokens, std::int32_t* ids, std::int64_t count) {
+  grid_dependency_launch();
+  grid_dependency_wait();
+  const std::int64_t i = blockIdx.x * std::int64_t{row_threads} + threadIdx.x;
+  if (i < count) ids[i] = tokens[ids[i]];
 }
 
 template <typename T>
@@ -50,14 +48,14 @@ __global__ void __launch_bounds__(row_threads) norm_kernel(NormTask t) {
   if (t.centred) {
     float sum = 0;
     for (std::int64_t i = threadIdx.x; i < t.width; i += row_threads) sum = sum + to_float(x[i]);
-    mean = block_sum(sum, parts) / static_cast<float>(t.width);
+    mean = block_sum<warps>(sum, parts) / static_cast<float>(t.width);
   }
   float sum = 0;
   for (std::int64_t i = threadIdx.x; i < t.width; i += row_threads) {
     const float v = to_float(x[i]) - mean;
     sum = fmaf(v, v, sum);
   }
-  const float scale = inverse_rms(block_sum(sum, parts), t.width, t.eps);
+  const float scale = inverse_rms(block_sum<warps>(sum, parts), t.width, t.eps);
   for (std::int64_t i = threadIdx.x; i < t.width; i += row_threads) {
     float v = (to_float(x[i]) - mean) * scale;
     if (t.weight) v = v * t.weight[i];
@@ -156,6 +154,10 @@ cudaError_t gather_rows(const Queue& queue, const void* table, std::int64_t tabl
                         void* out) {
   return launch(queue, dim3(static_cast<unsigned>(count)), row_threads, 0, gather_kernel, static_cast<const std::byte*>(table), table_rows, row_bytes, ids,
                 static_cast<std::byte*>(out));
+}
+
+cudaError_t take_ids(const Queue& queue, const std::int32_t* tokens, std::int32_t* ids, std::int64_t count) {
+  return launch(queue, dim3(static_cast<unsigned>(ceil_div<std::int64_t>(count, row_threads))), row_threads, 0, take_kernel, tokens, ids, count);
 }
 
 cudaError_t add_positions(const Queue& queue, const PositionsTask& task) {

@@ -1,14 +1,22 @@
 // CUDA for tests on a machine without a GPU: kvmesh's .cu files compile with the host's compiler when this folder stands where the toolkit's
 // headers would. Only what kvmesh uses is here. Blocks run one after another, a block's threads as fibers that are switched at barriers;
-// streams are synchronous; memory of the "device" is host memory, filled with not-a-numbers.
+// what is enqueued on a stream is done when somebody waits for it and not before, copies to and from the host included, so that whoever reads too
+// early, or writes too early what is still to be read, gets the wrong bytes; memory of the "device" is host memory, filled with not-a-numbers.
 #pragma once
 
+#include <malloc.h>
+
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #define __global__
@@ -21,6 +29,9 @@
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+struct alignas(8) int2 {
+  int x, y;
 };
 struct alignas(8) uint2 {
   unsigned x, y;
@@ -70,6 +81,15 @@ T from_lane(const std::byte* all, int lane) {
 }  // namespace cuda_emulator
 
 inline void __syncthreads() { cuda_emulator::sync_block(); }
+inline int __syncthreads_or(int mine) {  // what was told before has been read by all when they meet again
+  static int any;
+  cuda_emulator::sync_block();
+  any = 0;
+  cuda_emulator::sync_block();
+  any |= mine;
+  cuda_emulator::sync_block();
+  return any;
+}
 inline void __syncwarp(unsigned = 0xffffffffu) { cuda_emulator::sync_warp(); }
 inline void __threadfence() {}
 
@@ -88,6 +108,13 @@ T __shfl_up_sync(unsigned, T value, int lanes) {
   const int from = cuda_emulator::current->lane - lanes;
   return from >= 0 ? cuda_emulator::from_lane<T>(all, from) : value;
 }
+inline unsigned __ballot_sync(unsigned, bool vote) {
+  const std::byte* all = cuda_emulator::exchange(&vote, sizeof vote);
+  unsigned votes = 0;
+  for (int lane = 0; lane < 32; ++lane) votes |= static_cast<unsigned>(cuda_emulator::from_lane<bool>(all, lane)) << lane;
+  return votes;
+}
+inline int __ffs(int x) { return __builtin_ffs(x); }
 template <typename T>
 T __ldcg(const T* at) {
   return *at;
@@ -111,15 +138,30 @@ struct EmulatedGraph {
 };
 struct EmulatedStream {
   EmulatedGraph* capturing = nullptr;
+  std::deque<std::function<void()>> waiting;
+  std::uint64_t enqueued = 0, done = 0;
   void enqueue(std::function<void()> work) {
-    if (capturing) capturing->nodes.push_back(std::move(work));
-    else work();
+    if (capturing) return capturing->nodes.push_back(std::move(work));
+    waiting.push_back(std::move(work));
+    ++enqueued;
   }
+  void run_until(std::uint64_t count) {
+    for (; done < count; ++done) {
+      const std::function<void()> work = std::move(waiting.front());
+      waiting.pop_front();
+      work();
+    }
+  }
+};
+/// How much of a stream's work an event stands for.
+struct EmulatedEvent {
+  EmulatedStream* stream = nullptr;
+  std::uint64_t count = 0;
 };
 using cudaStream_t = EmulatedStream*;
 using cudaGraph_t = EmulatedGraph*;
-using cudaGraphExec_t = EmulatedGraph*;
-using cudaEvent_t = void*;
+using cudaGraphExec_t = std::shared_ptr<const EmulatedGraph>*;
+using cudaEvent_t = EmulatedEvent*;
 
 enum cudaMemcpyKind { cudaMemcpyDefault = 4 };
 enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaHostAllocDefault = 0 };
@@ -129,30 +171,58 @@ inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSucce
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { return *s = new EmulatedStream, cudaSuccess; }
-inline cudaError_t cudaStreamDestroy(cudaStream_t s) { return delete s, cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t s) { return s->capturing ? cudaErrorInvalidValue : cudaSuccess; }
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return *e = nullptr, cudaSuccess; }
-inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
-inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+  if (s->capturing) return cudaErrorInvalidValue;
+  return s->run_until(s->enqueued), cudaSuccess;
+}
+inline cudaError_t cudaStreamDestroy(cudaStream_t s) {
+  cudaStreamSynchronize(s);
+  return delete s, cudaSuccess;
+}
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return *e = new EmulatedEvent, cudaSuccess; }
+inline cudaError_t cudaEventDestroy(cudaEvent_t e) { return delete e, cudaSuccess; }
+inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
+  if (s->capturing) return cudaErrorInvalidValue;
+  return *e = {s, s->enqueued}, cudaSuccess;
+}
+inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+  if (e->stream) e->stream->run_until(e->count);
+  return cudaSuccess;
+}
 inline cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) { return *ms = 1, cudaSuccess; }
 
+inline std::atomic<std::size_t> device_bytes = 0;  // that are allocated
 inline cudaError_t cudaMalloc(void** p, std::size_t bytes) {
   *p = nullptr;
   if (posix_memalign(p, 256, bytes) != 0) return cudaErrorMemoryAllocation;
   std::memset(*p, 0xff, bytes);
+  device_bytes += malloc_usable_size(*p);
   return cudaSuccess;
 }
-inline cudaError_t cudaFree(void* p) { return std::free(p), cudaSuccess; }
+inline cudaError_t cudaFree(void* p) {
+  device_bytes -= malloc_usable_size(p);
+  return std::free(p), cudaSuccess;
+}
 inline cudaError_t cudaMallocAsync(void** p, std::size_t bytes, cudaStream_t s) { return s->capturing ? cudaErrorInvalidValue : cudaMalloc(p, bytes); }
-inline cudaError_t cudaFreeAsync(void* p, cudaStream_t) { return cudaFree(p); }
+inline cudaError_t cudaFreeAsync(void* p, cudaStream_t s) {
+  s->enqueue([=] { cudaFree(p); });
+  return cudaSuccess;
+}
 using cudaMemPool_t = void*;
 enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
 inline cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t*, int) { return cudaSuccess; }
 inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
-inline cudaError_t cudaMallocHost(void** p, std::size_t bytes) { return cudaMalloc(p, bytes); }
-inline cudaError_t cudaFreeHost(void* p) { return cudaFree(p); }
-inline cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) { return *free = *total = std::size_t{1} << 30, cudaSuccess; }
+inline cudaError_t cudaMallocHost(void** p, std::size_t bytes) {
+  const cudaError_t status = cudaMalloc(p, bytes);
+  device_bytes -= malloc_usable_size(*p);
+  return status;
+}
+inline cudaError_t cudaFreeHost(void* p) { return std::free(p), cudaSuccess; }
+inline cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
+  *total = std::size_t{1} << 30;
+  *free = *total - std::min(*total, device_bytes.load());
+  return cudaSuccess;
+}
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t s) {
   s->enqueue([=] { std::memmove(to, from, bytes); });
   return cudaSuccess;
@@ -164,12 +234,16 @@ inline cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaS
 
 inline cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) { return s->capturing = new EmulatedGraph, cudaSuccess; }
 inline cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t* graph) { return *graph = s->capturing, s->capturing = nullptr, cudaSuccess; }
-inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) { return *exec = new EmulatedGraph(*graph), cudaSuccess; }
+inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
+  return *exec = new std::shared_ptr<const EmulatedGraph>(std::make_shared<const EmulatedGraph>(*graph)), cudaSuccess;
+}
 inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
 inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return delete exec, cudaSuccess; }
 inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s) {
   if (s->capturing) return cudaErrorInvalidValue;
-  for (const auto& node : exec->nodes) node();
+  s->enqueue([graph = *exec] {
+    for (const auto& node : graph->nodes) node();
+  });
   return cudaSuccess;
 }
 

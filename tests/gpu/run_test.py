@@ -12,12 +12,20 @@ from pathlib import Path
 
 RUN = Path(__file__).resolve().with_name("run")
 BENCH = {"prefill": {"tokens_per_s": 1e6, "flops_per_s": 3e14, "peak_fraction": 0.375}, "limits": {"flops_per_s": 8e14, "bytes_per_s": 4e12}, "ranks": 1,
-         "decode": {"tokens_per_s": 9e3, "bytes_per_s": 3e12, "bandwidth_fraction": 0.75, "ms_per_step": 0.111}}
+         "decode": {"tokens_per_s": 9e3, "bytes_per_s": 3e12, "bandwidth_fraction": 0.75, "ms_per_step": 0.111}, "equal_bits": {"decode_ratio": 1.1, "prefill_ratio": 2.5}}
+METRICS = [{"step": i, "loss": 9.5, "tokens_per_s": 1000 * i, "seconds": 0.5, "peak_fraction": 0.25, "split": {"gradients": 0.4, "exchange": 0.02, "update": 0.03, "gather": 0.04, "packing": 0.01}}
+           for i in range(1, 9)]
 KVMESH = f"""case $1 in
 --version) printf 'kvmesh 9\\nNCCL: 1.2.3\\n' ;;
 bench) case "$*" in
+  *cudnn*"--batch 8 "*) echo "kvmesh: note: --attention cudnn: cuDNN does not do 8 query heads (odd); kvmesh's own kernels do"; while [ "$1" != --json ]; do shift; done; echo '{json.dumps(BENCH)}' >"$2" ;;
+  *cudnn*) echo "kvmesh: --attention cudnn: libcudnn.so.9: cannot open shared object file"; exit 1 ;;
   *float32*) echo "the GPU is on fire"; exit 70 ;;
   *) while [ "$1" != --json ]; do shift; done; echo '{json.dumps(BENCH)}' >"$2" ;;
+  esac ;;
+train) case "$*" in
+  *muon*) echo "out of GPU memory"; exit 70 ;;
+  *) while [ "$1" != --metrics ]; do shift; done; test -s "$(dirname "$2")/tokens.bin" && echo '{chr(10).join(map(json.dumps, METRICS))}' >"$2" ;;
   esac ;;
 esac"""
 SMI = 'echo "NVIDIA Test GPU, 81559 MiB, 580.1"'
@@ -50,10 +58,10 @@ class Run(unittest.TestCase):
         path.chmod(0o755)
         return path
 
-    def run_with(self, tests, *words, gpu=True):
+    def run_with(self, tests, *words, gpu=True, kvmesh=KVMESH):
         bundle = self.folder / "kvmesh"
         self.script(bundle / "run", 'exec "$@"')
-        self.script(bundle / "bin/kvmesh", KVMESH)
+        self.script(bundle / "bin/kvmesh", kvmesh)
         (bundle / "tests").mkdir()
         (bundle / "tests/list.json").write_text(json.dumps({"tests": tests}))
         with tarfile.open(self.folder / "bundle.tar.gz", "w:gz") as archive:
@@ -73,7 +81,7 @@ class Run(unittest.TestCase):
 
     def test_every_step_is_reported_whatever_the_others_did(self):
         tests = [
-            entry("passes", f"printf '{CASES}'"),
+            entry("passes", f"printf 'note: its bits are others\\n{CASES}'"),
             entry("fails", "printf '[  FAILED  ] Suite.bad (7 ms)\\n'; echo 'expected 1, got 2'; exit 1"),
             entry("hangs", f"(trap '' TERM; sleep 61.25; touch {self.folder}/survived) & sleep 60", TIMEOUT=0.5),
             entry("skips", "exit 77", SKIP_RETURN_CODE=77),
@@ -92,11 +100,17 @@ class Run(unittest.TestCase):
         self.assertFalse(b"sleep\x0061.25\x00" in command_lines(), "a process that ignores SIGTERM was left")
         self.assertEqual(self.result("decode, 256 rows, bfloat16"), "passed")
         self.assertEqual(self.result("decode, 1 row, float32"), "failed")
+        self.assertEqual(self.result("16 rows of 1024 tokens, bfloat16, adamw"), "passed")
+        self.assertEqual(self.result("16 rows of 1024 tokens, bfloat16, muon"), "failed")
         self.assertEqual((self.result("memcheck passes"), self.result("racecheck passes")), ("passed", "failed"))
         self.assertIn("--tool memcheck --error-exitcode 99 sh -c", (self.folder / "bin/sanitized").read_text())
         self.assertEqual((report["gpus"], report["driver"], report["kvmesh"]), ([{"name": "NVIDIA Test GPU", "memory": "81559 MiB"}], "580.1", ["kvmesh 9", "NCCL: 1.2.3"]))
-        for part in ("# Run on NVIDIA Test GPU", "| NCCL | 1.2.3 |", "| test fails | failed |", "Failed: Suite.bad", "the GPU is on fire",
-                     "| decode, 256 rows, bfloat16 | 1000000 | 9000.0 | 0.111 | 3000.0 of 4000.0 | 300 of 800 | decode 75 % | 50 % |", "| prefill 38 % | 50 % |"):
+        self.assertEqual(self.result("decode, 32 rows, cuDNN's attention"), "skipped")
+        own = "prefill, 8 x 2048 tokens, cuDNN's attention"
+        self.assertEqual((self.result(own), self.steps[own]["notes"]), ("skipped", ["--attention cudnn: cuDNN does not do 8 query heads (odd); kvmesh's own kernels do"]))
+        for part in ("# Run on NVIDIA Test GPU", "* passes: its bits are others", "take 1.10 of cuBLASLt's time in a decode step, 2.50 in", "| NCCL | 1.2.3 |", "| test fails | failed |", "Failed: Suite.bad", "the GPU is on fire",
+                     "| decode, 256 rows, bfloat16 | 1000000 | 9000.0 | 0.111 | 3000.0 of 4000.0 | 300 of 800 | decode 75 % | 50 % |", "| prefill 38 % | 50 % |",
+                     "| 16 rows of 1024 tokens, bfloat16, adamw | 5500 | 25 % | 0.500 | 0.400 | 0.020 | 0.030 | 0.040 | 0.010 |", "out of GPU memory"):
             self.assertIn(part, text)
 
     def test_without_time_the_rest_is_not_run_and_bench_has_its_turn(self):
@@ -105,6 +119,10 @@ class Run(unittest.TestCase):
         self.assertLess(time.monotonic() - begun, 15)
         self.assertEqual((code, self.result("long"), self.result("later"), self.result("decode, 1 row, bfloat16")), (1, "time over", "not run", "passed"))
         self.assertIn("| test later | not run |", text)
+
+    def test_benches_that_hang_leave_time_for_training(self):
+        self.run_with([entry("t", "true")], "--seconds", "10", kvmesh=KVMESH.replace("bench) case", "bench) sleep 60; case"))
+        self.assertEqual((self.result("decode, 1 row, bfloat16"), self.result("16 rows of 1024 tokens, bfloat16, adamw")), ("time over", "passed"))
 
     def test_without_a_gpu_it_says_so(self):
         code, report, text = self.run_with([entry("t", "true")], gpu=False)

@@ -107,7 +107,8 @@ def end_processes():
 
 
 def run_program(kind, name, words, limit, env={}, skip_code=None, skip_pattern="", cwd=None):
-    """A step: {"kind", "name", "result": passed, failed, skipped or time over, "seconds", "cases": [[name, result, ms]] of GoogleTest's, "tail"}."""
+    """A step: {"kind", "name", "result": passed, failed, skipped or time over, "seconds", "cases": [[name, result, ms]] of GoogleTest's,
+    "notes": what it said behind "note: " or "kvmesh: note: ", "tail"}."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # a rank whose mpirun was killed becomes a child of this process
     begun = time.monotonic()
     with tempfile.TemporaryFile() as out:
@@ -131,4 +132,5 @@ def run_program(kind, name, words, limit, env={}, skip_code=None, skip_pattern="
     else:
         result = "failed" if code != 0 else "passed"
     tail = [] if result == "passed" else [line for line in text.splitlines() if line.strip() and not CASE.match(line)][-TAIL:]
-    return {"kind": kind, "name": name, "result": result, "seconds": round(time.monotonic() - begun, 2), "cases": cases, "tail": tail}
+    notes = [line.split("note: ", 1)[1] for line in text.splitlines() if line.startswith(("note: ", "kvmesh: note: "))]
+    return {"kind": kind, "name": name, "result": result, "seconds": round(time.monotonic() - begun, 2), "cases": cases, "notes": notes, "tail": tail}

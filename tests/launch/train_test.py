@@ -13,8 +13,9 @@ import subprocess
 import sys
 import time
 import unittest
+from pathlib import Path
 
-from command_line import EOT, CommandLineTest, children_of, config_of, random_weights, run_tests, write_checkpoint
+from command_line import EOT, KVMESH, CommandLineTest, children_of, config_of, random_weights, run_tests, write_checkpoint
 
 CONFIG = config_of(32, 2)
 
@@ -177,9 +178,14 @@ class Train(CommandLineTest):
         output = self.path("out")
         self.train(output)
         self.train(output, ranks=2)  # finished: nothing to do
-        for more, part in ((["--lr", 0.5], "lr"), (["--optimizer", "adamw"], "optimizer"), (["--seed", 4], "seed")):
+        for more, part in ((["--lr", 0.5], "lr"), (["--optimizer", "adamw"], "optimizer"), (["--reduce", "library"], "reduce"), (["--seed", 4], "seed")):
             self.assert_one_line_error(self.run_command(*self.words(output, *more)), 1, output, f"another {part}", "--fresh")
         self.assert_one_line_error(self.run_command(*self.words(output, data="train-1.bin")), 1, "another data")
+        progress = json.loads((output / "last" / "training.json").read_text())
+        for before in ({"arithmetic": 1}, {}):  # saved by a version of another arithmetic, and by one that did not number it
+            progress["options"].pop("arithmetic", None)
+            (output / "last" / "training.json").write_text(json.dumps(progress | {"options": progress["options"] | before}))
+            self.assert_one_line_error(self.run_command(*self.words(output)), 1, output, "whose steps have other bits", "--fresh")
         self.train(output, "--lr", 0.5, "--fresh", steps=3)
         self.assertEqual(os.readlink(output / "last"), "step-00000003")
 
@@ -220,6 +226,92 @@ class Train(CommandLineTest):
         command = self.command(*self.words(self.path("out"), "--metrics", "/dev/stdout", steps=3))
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
         self.assertEqual((done.returncode, len(done.stdout.splitlines())), (0, 3), done.stderr)
+
+    def test_a_librarys_sum(self):
+        """Any order of adding: the losses of the tree's sum, nearly, on every number of ranks."""
+        def losses(name, ranks, optimizer, micro_rows):
+            metrics = self.path(f"{name}{ranks}.jsonl")
+            self.train(self.path(f"{name}{ranks}"), "--reduce", name, "--metrics", metrics, "--optimizer", optimizer, "--fresh", ranks=ranks, steps=20, micro_rows=micro_rows)
+            return [loss for loss, _, _ in self.losses(metrics).values()]
+
+        for kind in (("muon", 1), ("adamw", 5)):
+            expected = losses("tree", 1, *kind)
+            for ranks in (1, 2, 3, 4):
+                found = losses("library", ranks, *kind)
+                self.assertEqual(len(found), 20)
+                self.assertLess(max(abs(a - b) for a, b in zip(expected, found)), 1e-4)
+
+    def test_a_rank_that_stops_in_the_exchange(self):
+        """Most of these steps is exchange: wherever the other rank is stopped, it is named in time, and the same command goes on."""
+        config = CONFIG | {"vocab_size": 20000}
+        wide = write_checkpoint(self.path("wide"), {}, config)
+        output, metrics, whole = self.path("out"), self.path("m.jsonl"), self.path("whole")
+        words = ["--init", "original", "--save-every", 4, "--keep", 1]
+        self.train(whole, *words, steps=80, checkpoint=wide)
+        generator = random.Random(1)
+        for after in (3, 10, 20):
+            job = subprocess.Popen(self.command(*self.words(output, *words, "--comm-timeout", 1, "--metrics", metrics, steps=80, checkpoint=wide), ranks=2), stderr=subprocess.PIPE)
+            while (not metrics.exists() or metrics.read_text().count("\n") < after) and job.poll() is None:
+                time.sleep(0.005)
+            time.sleep(0.02 * generator.random())
+            self.assertIsNone(job.poll(), "the job was over before its rank could be stopped: more steps")
+            ranks = [p for child in children_of(job.pid) for p in children_of(child)] or children_of(job.pid)
+            stopped = next(p for p in ranks if b"OMPI_COMM_WORLD_RANK=1" in Path(f"/proc/{p}/environ").read_bytes())
+            os.kill(stopped, signal.SIGSTOP)
+            begun = time.monotonic()
+            errors = job.communicate(timeout=60)[1].decode()
+            self.assertEqual(job.returncode, 70, errors)
+            self.assertLess(time.monotonic() - begun, 10)
+            self.assertRegex(errors, r"rank 0 of 2 waited \d\.\d s for rank 1, which does not answer")
+        self.train(output, *words, "--metrics", metrics, steps=80, checkpoint=wide, ranks=3)
+        self.assertEqual(self.bytes_of(whole), self.bytes_of(output))
+
+    def test_a_slow_file_system(self):
+        """Much that is written takes longer than the ranks wait for each other."""
+        source, shim = self.write("slow.c", """
+            #define _GNU_SOURCE
+            #include <dlfcn.h>
+            #include <unistd.h>
+            int fsync(int fd) {
+              static int calls;
+              if (calls++ % 4 == 0) sleep(2);
+              return ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(fd);
+            }
+            """), self.path("slow.so")
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, source], check=True)
+        output, expected = self.path("out"), self.path("expected")
+        self.train(expected, "--save-every", 2, steps=4)
+        sanitizer = os.environ.get("ASAN_OPTIONS", "detect_leaks=0") + ":verify_asan_link_order=0"  # it wants to be what is loaded first
+        begun = time.monotonic()
+        done = self.run_command(*self.words(output, "--save-every", 2, "--comm-timeout", 1, steps=4), ranks=3, env=os.environ | {"LD_PRELOAD": str(shim), "ASAN_OPTIONS": sanitizer})
+        self.assertEqual(done.returncode, 0, done.stderr.decode())
+        self.assertGreater(time.monotonic() - begun, 4, "the disk was slow")
+        self.assertEqual(self.bytes_of(output), self.bytes_of(expected))
+
+    def test_only_the_first_rank_sees_the_output(self):
+        """A folder of one rank's own stands for another host's."""
+        other, first, expected = self.path("other"), self.path("first"), self.path("expected")
+        self.train(expected, steps=100)
+        script = self.write("own.sh", f'#!/bin/sh\n[ "$OMPI_COMM_WORLD_RANK" = 0 ] && cd {first} || cd {other}\nexec "$@"\n')
+        script.chmod(0o755)
+        for folder in (other, first):
+            folder.mkdir()
+        words = self.words("out", "--metrics", "m.jsonl", "--save-every", 10, steps=100)
+        for ranks, code in ((2, 75), (3, 0)):
+            command = self.command(*words, ranks=ranks)
+            command.insert(command.index(KVMESH), str(script))
+            job = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            if code == 75:
+                self.appears(first / "out" / "last", job)
+                job.send_signal(signal.SIGTERM)
+            errors = job.communicate(timeout=60)[1].decode()
+            self.assertEqual(job.returncode, code, errors)
+        self.assertEqual(self.bytes_of(first / "out"), self.bytes_of(expected))
+        self.assertEqual(list(other.iterdir()), [])
+
+    def appears(self, path, job):
+        while not path.exists() and job.poll() is None:
+            time.sleep(0.005)
 
     def test_patience(self):
         said = self.train(self.path("out"), "--lr", 1e-12, "--embed-lr", 0, "--head-lr", 0, "--weight-decay", 0, "--patience", 4, steps=500)
@@ -267,7 +359,7 @@ class Train(CommandLineTest):
         wide.write_bytes(struct.pack("<256i", 20240520, 1, 40, *[0] * 253) + struct.pack("<40H", EOT, *[999] * 39))
         for words, parts in (
                 (["--data", broken], [broken]), (["--data", wide], [wide, 999]), (["--data", self.path("none-*.bin")], ["none-"]), (["--micro-rows", 3], ["--batch-rows 10", "--micro-rows 3"]),
-                (["--optimizer", "sgd"], ["--optimizer sgd"]), (["--sample", ""], ['--sample ""', "empty"]), (["--sample-tokens", 0], ["--sample-tokens 0"]),
+                (["--optimizer", "sgd"], ["--optimizer sgd"]), (["--reduce", "ring"], ["--reduce ring"]), (["--sample", ""], ['--sample ""', "empty"]), (["--sample-tokens", 0], ["--sample-tokens 0"]),
                 (["--sample", "A" * 200], ["--sample", "no room"]), (["--checkpoint", self.bare, "--end-of-text", EOT, "--sample", "A"], ["--sample", self.bare, "tokenizer.tiktoken"]),
                 (["--steps", 0], ["--steps 0"]), (["--warmup", 6], ["--warmup 6"]), (["--beta1", 1], ["--beta1 1"]),
                 (["--end-of-text", 5000], ["--end-of-text 5000"]), (["--checkpoint", self.path("none")], ["config.json"]), (["--validation", broken], [broken]),

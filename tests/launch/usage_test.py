@@ -40,7 +40,7 @@ class Usage(CommandLineTest):
     def test_option_values(self):
         self.refused({"batch-size": ["0", "x", "1.5", "99999999999999999999"], "max-new-tokens": ["0", "many"], "temperature": ["hot", "nan"], "top-k": ["-1", "2.5"], "top-p": ["0", "1.1", "nan"],
                "min-p": ["-0.1", "1.5"], "seed": ["-1", "4294967296", "0x1"], "samples": ["0"], "logprobs": ["-2", str(VOCAB + 1)], "stop-token": ["-1", str(VOCAB), "x"], "rng": ["numpy"], "sync": ["all"],
-               "pad": ["left"], "device": ["tpu"], "dtype": ["float16"], "quantize": ["int4", "1"]})
+               "pad": ["left"], "device": ["tpu"], "attention": ["flash", ""], "dtype": ["float16"], "quantize": ["int4", "1"]})
 
     def test_more_option_values(self):
         self.refused({"mesh": ["x=2", "x", "y=1", "x=1,x=1"], "comm-timeout": ["0", "-5", "soon", "nan"], "threads": ["-1"]})
@@ -50,6 +50,13 @@ class Usage(CommandLineTest):
             for value in values:
                 with self.subTest(option=option, value=value):
                     self.usage_error("generate", "--checkpoint", self.checkpoint, "--prompt", "a", f"--{option}={value}", parts=[option])
+
+    def test_attention_by_cudnn_is_for_gpus(self):
+        words = ["--checkpoint", self.checkpoint, "--device", "cpu", "--attention"]
+        self.usage_error("generate", "--prompt", "a", *words, "cudnn", ranks=2, parts=["--attention cudnn", "CPU"])
+        self.usage_error("bench", *words, "cudnn", parts=["--attention cudnn", "CPU"])
+        for way in ("auto", "native"):
+            self.assertEqual(self.run_command("generate", "--prompt", "a", "--max-new-tokens", 1, *words, way).returncode, 0)
 
     def test_training_has_no_integers(self):
         self.usage_error("train", "--checkpoint", self.checkpoint, "--data", self.folder, "--output", self.path("out"), "--steps", 1, "--quantize", "int8", parts=["--quantize"])

@@ -1,8 +1,10 @@
 // The loss and its gradient against a naive model in float64 and its central differences.
 #include "model/train/backprop.h"
+#include "tests/runtime/test_device.h"
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <random>
@@ -124,11 +126,26 @@ struct Naive {
   }
 };
 
+/// The loss, and in `gradient` on the host that of `scale` times it, with parameters [layout.size] on the host.
+LossSum gradient_of(const ModelConfig& c, const ParamLayout& layout, Device& device, DType dtype, const Backprop::Options& options, const Tensor& vector, const TrainBatch& batch, float scale,
+                    const Tensor& gradient) {
+  for (float& x : gradient.span<float>()) x = std::nanf("");  // all of it is to be written
+  const Tensor there = up(device, gradient);
+  Backprop backprop(c, dtype, device, layout, options);
+  backprop.set_parameters(up(device, vector));
+  const LossSum sum = backprop.loss_and_gradient(batch, scale, there);
+  device.copy(there, gradient);
+  const LossSum again = backprop.loss(batch);
+  EXPECT_EQ(sum.nats, again.nats);
+  EXPECT_EQ(sum.tokens, again.tokens);
+  return sum;
+}
+
 class Backwards : public testing::Test {
  protected:
   /// Relative distance of gradients at random elements of every matrix, the worst matrix; and of the loss.
   void compare(const ModelConfig& c, const TrainBatch& batch, DType dtype, bool recompute, double tolerance) {
-    const auto device = make_device("cpu", {.threads = 2});
+    const auto device = test_device(2);
     const ParamLayout layout(c);
     const Tensor vector = host_tensor(DType::f32, {layout.size}), gradient = host_tensor(DType::f32, {layout.size});
     std::mt19937 random(7);
@@ -141,15 +158,11 @@ class Backwards : public testing::Test {
         if (dtype == DType::bf16) x = bfloat16(x);
       }
     }
-    Backprop backprop(c, dtype, *device, layout, {.rows = 3, .recompute = recompute});
-    backprop.set_parameters(vector);
-    for (float& x : gradient.span<float>()) x = std::nanf("");  // all of it is to be written
     const float scale = 0.125f;
-    const LossSum sum = backprop.loss_and_gradient(batch, scale, gradient);
+    const LossSum sum = gradient_of(c, layout, *device, dtype, {.rows = 3, .recompute = recompute}, vector, batch, scale, gradient);
     Naive naive{c, layout, {vector.span<float>().begin(), vector.span<float>().end()}};
     const double expected = naive.loss(batch);
     EXPECT_NEAR(sum.nats, expected, tolerance * expected);
-    EXPECT_EQ(sum.nats, backprop.loss(batch).nats);
     EXPECT_EQ(sum.tokens, std::ssize(batch.targets) - std::count(batch.targets.begin(), batch.targets.end(), -1));
     for (const Matrix& m : layout.matrices) {
       double squares = 0, wrong = 0;
@@ -204,13 +217,11 @@ TEST_F(Backwards, LongRows) {
   c.d_emb = 8;
   c.vocab_size = 11;
   const TrainBatch batch = make_batch(c, {{400}, {390, 10}, {300}}, 5);
-  const auto device = make_device("cpu", {.threads = 2});
+  const auto device = test_device(2);
   const ParamLayout layout(c);
-  const Tensor vector = host_tensor(DType::f32, {layout.size}), whole = host_tensor(DType::f32, {layout.size}), part = host_tensor(DType::f32, {layout.size});
+  const Tensor vector = host_tensor(DType::f32, {layout.size}), whole = host_tensor(DType::f32, {layout.size});
   initialize(c, layout, Init::copying, 3, vector);
-  Backprop backprop(c, DType::f32, *device, layout, {.rows = 3});
-  backprop.set_parameters(vector);
-  backprop.loss_and_gradient(batch, 1, whole);
+  gradient_of(c, layout, *device, DType::f32, {.rows = 3}, vector, batch, 1, whole);
   Naive naive{c, layout, {vector.span<float>().begin(), vector.span<float>().end()}};
   std::mt19937 random(3);
   for (const Matrix& m : layout.matrices) {
@@ -231,6 +242,91 @@ TEST_F(Backwards, LongRows) {
   }
 }
 
+/// More entries than meet the tokens at once. Logits that are computed again are those that are kept.
+TEST_F(Backwards, PartsOfTheVocabulary) {
+  ModelConfig c = small_config();
+  c.seqlen = 8;
+  c.num_layers = 1;
+  c.d_emb = 8;
+  c.vocab_size = 20011;
+  ASSERT_EQ(Backprop::head_cut(c, 1 << 20, false).parts, 3);
+  const TrainBatch batch = make_batch(c, {{8}, {3}}, 8);
+  compare(c, batch, DType::f32, false, 1e-5);
+  const auto device = test_device(2);
+  const ParamLayout layout(c);
+  const Tensor vector = host_tensor(DType::f32, {layout.size}), kept = host_tensor(DType::f32, {layout.size}), again = host_tensor(DType::f32, {layout.size});
+  initialize(c, layout, Init::copying, 3, vector);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    gradient_of(c, layout, *device, dtype, {.rows = 2}, vector, batch, 1, kept);
+    gradient_of(c, layout, *device, dtype, {.rows = 2, .recompute = true}, vector, batch, 1, again);
+    for (const Matrix& m : layout.matrices) EXPECT_EQ(std::memcmp(layout.of(m, kept).raw(), layout.of(m, again).raw(), static_cast<std::size_t>(m.size()) * 4), 0) << m.name;
+  }
+}
+
+TEST_F(Backwards, TheLogitsMemoryIsBounded) {
+  ModelConfig c = small_config();
+  for (const std::int64_t vocab : {1, 70, 8192, 8193, 50304, 262144, 5000000}) {
+    c.vocab_size = vocab;
+    for (const bool recompute : {false, true}) {
+      const Backprop::HeadCut cut = Backprop::head_cut(c, 1 << 20, recompute);
+      EXPECT_LE(cut.part, Backprop::vocabulary_part);
+      EXPECT_LE(cut.tokens, Backprop::head_tokens);
+      EXPECT_LE(cut.slots * cut.part * cut.tokens * 4, Backprop::logit_bytes);
+      EXPECT_TRUE(cut.part * cut.parts >= vocab && cut.part * (cut.parts - 1) < vocab);
+      EXPECT_TRUE(recompute ? cut.slots == 1 : vocab > 65536 || cut.slots == cut.parts) << vocab;
+    }
+  }
+}
+
+TEST_F(Backwards, WhatIsOutsideTheVocabularyIsRefused) {
+  const ModelConfig c = small_config();
+  const auto device = test_device(1);
+  const ParamLayout layout(c);
+  const Tensor vector = host_tensor(DType::f32, {layout.size}), gradient = host_tensor(DType::f32, {layout.size});
+  initialize(c, layout, Init::copying, 3, vector);
+  for (const bool id : {true, false}) {
+    for (const std::int32_t bad : {70, -2}) {
+      TrainBatch batch = make_batch(c, {{5}}, 1);
+      (id ? batch.ids : batch.targets)[3] = bad;
+      EXPECT_THROW(gradient_of(c, layout, *device, DType::f32, {}, vector, batch, 1, gradient), Error);
+    }
+  }
+}
+
+// What may be sent while the rest is computed: nothing changes any more, and from the vector's end on.
+TEST_F(Backwards, TellsOfEachMatrixThatIsComplete) {
+  const auto device = test_device(2);
+  ModelConfig parts = small_config();  // of the vocabulary, whose gradients are columns of one matrix
+  parts.d_emb = 8;
+  parts.num_layers = 1;
+  parts.vocab_size = Backprop::vocabulary_part + 8;
+  ASSERT_EQ(Backprop::head_cut(parts, 1 << 20, false).parts, 2);
+  for (const auto& [config, dtype, recompute] : {std::tuple{small_config(), DType::f32, false}, {small_config(), DType::f32, true}, {small_config(), DType::bf16, false},
+                                                 {small_config(), DType::bf16, true}, {parts, DType::f32, false}, {parts, DType::bf16, true}}) {
+    const ParamLayout layout(config);
+    Backprop backprop(config, dtype, *device, layout, {.rows = 2, .recompute = recompute});
+    const Tensor vector = host_tensor(DType::f32, {layout.size}), then = host_tensor(DType::f32, {layout.size});
+    initialize(config, layout, Init::copying, 4, vector);
+    backprop.set_parameters(up(*device, vector));
+    std::fill(then.span<float>().begin(), then.span<float>().end(), 1e9f);
+    const Tensor gradient = up(*device, then);
+    std::vector<std::string> told;
+    const auto part = [](const Matrix& m, const Tensor& x) { return x.slice(m.offset, m.offset + m.size()); };
+    backprop.loss_and_gradient(make_batch(config, {{48}, {20, 11}}, 3), 0.5f, gradient, [&](const Matrix& m) {
+      told.push_back(m.name);
+      device->copy(part(m, gradient), part(m, then));
+    });
+    const Tensor after = down(*device, gradient);
+    ASSERT_EQ(told.size(), layout.matrices.size());
+    for (std::size_t i = 0; i < told.size(); ++i) {
+      const Matrix& m = layout.matrices[told.size() - 1 - i];
+      EXPECT_EQ(told[i], m.name);
+      EXPECT_TRUE(std::ranges::equal(part(m, after).span<float>(), part(m, then).span<float>())) << m.name;
+      EXPECT_LT(*std::ranges::max_element(part(m, then).span<float>()), 1e9f) << m.name << " was written";
+    }
+  }
+}
+
 /// The same bits for any number of threads, with and without keeping activations.
 TEST_F(Backwards, ThreadsAndMemoryChangeNothing) {
   const ModelConfig c = small_config("SL", 9);
@@ -241,13 +337,14 @@ TEST_F(Backwards, ThreadsAndMemoryChangeNothing) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     std::vector<std::vector<float>> gradients;
     for (const auto& [threads, recompute] : {std::pair{1, false}, {3, false}, {2, true}}) {
-      const auto device = make_device("cpu", {.threads = threads});
+      const auto device = test_device(threads);
       const Tensor gradient = host_tensor(DType::f32, {layout.size});
-      for (float& x : gradient.span<float>()) x = 0;
-      Backprop backprop(c, dtype, *device, layout, {.rows = 3, .recompute = recompute});
-      backprop.set_parameters(vector);
-      backprop.loss_and_gradient(batch, 1, gradient);
-      gradients.emplace_back(gradient.span<float>().begin(), gradient.span<float>().end());
+      gradient_of(c, layout, *device, dtype, {.rows = 3, .recompute = recompute}, vector, batch, 1, gradient);
+      gradients.emplace_back();
+      for (const Matrix& m : layout.matrices) {
+        const std::span<const float> part = layout.of(m, gradient).span<float>();
+        gradients.back().insert(gradients.back().end(), part.begin(), part.end());
+      }
     }
     EXPECT_EQ(gradients[0], gradients[1]);
     EXPECT_EQ(gradients[0], gradients[2]);

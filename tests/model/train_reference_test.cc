@@ -1,6 +1,7 @@
 // Losses, gradients and 20 steps of each optimizer against JAX and optax, as the original program configures it (tests/reference/train.py), and AdamW
 // against PyTorch's.
 #include "model/train/trainer.h"
+#include "tests/runtime/test_device.h"
 #include "tests/source_dir.h"
 
 #include <gtest/gtest.h>
@@ -57,7 +58,7 @@ TrainBatch batch_of(const Json& json) {
 }
 
 TEST(TrainReference, LossesAndGradients) {
-  const auto device = make_device("cpu", {.threads = 2});
+  const auto device = test_device(2);
   for (const std::string model : {"gqa", "window"}) {
     const ModelConfig config = read_config(folder / model / "config.json");
     const ParamLayout layout(config);
@@ -69,8 +70,10 @@ TEST(TrainReference, LossesAndGradients) {
       std::int64_t targets = 0;
       for (const std::int32_t t : batch.targets) targets += t >= 0;
       Backprop backprop(config, DType::f32, *device, layout, {.rows = batch.rows});
-      backprop.set_parameters(vector);
-      const LossSum sum = backprop.loss_and_gradient(batch, 1 / static_cast<float>(targets), gradient);
+      backprop.set_parameters(up(*device, vector));
+      const Tensor there = device->counterpart(gradient);
+      const LossSum sum = backprop.loss_and_gradient(batch, 1 / static_cast<float>(targets), there);
+      device->copy(there, gradient);
       ASSERT_EQ(sum.tokens, targets);
       EXPECT_NEAR(sum.nats / static_cast<double>(targets), json[name]["loss"].get<double>(), 1e-5);
       EXPECT_LT(worst_distance(config, layout, gradient, folder / model / (name + ".safetensors")), 1e-5) << model << " " << name;
@@ -79,13 +82,15 @@ TEST(TrainReference, LossesAndGradients) {
 }
 
 TEST(TrainReference, TwentySteps) {
-  const auto device = make_device("cpu", {.threads = 2});
+  const auto device = test_device(2);
   const auto ranks = make_self_communicator();
   const ModelConfig config = read_config(folder / "gqa/config.json");
   const ParamLayout layout(config);
   const Json json = read_json(folder / "gqa/train.json");
   for (const auto& [name, run] : json["runs"].items()) {
+    if (emulated() && name != "muon-paper") continue;  // embedding and head are AdamW's
     for (const std::int64_t micro : {4, 1}) {
+      if (emulated() && micro == 1) continue;
       const OptimizerOptions optimizer{.muon = run["muon"],
                                        .lr = run["peak_lr"],
                                        .floor = run["end_lr"],
@@ -125,7 +130,7 @@ TEST(TrainReference, TwentySteps) {
 }
 
 TEST(TrainReference, AdamwOfPyTorch) {
-  const auto device = make_device("cpu", {.threads = 2});
+  const auto device = test_device(2);
   const SafetensorsFile file(folder / "rules.safetensors");
   const auto read = [&](const std::string& name) {
     const TensorInfo* const info = file.find(name);
@@ -136,7 +141,7 @@ TEST(TrainReference, AdamwOfPyTorch) {
   const Json rules = read_json(folder / "rules.json");
   const Tensor gradients = read("adamw.gradients");
   for (const double decay : rules["decay"]) {
-    const Tensor p = read("adamw.parameter"), m = host_tensor(DType::f32, {p.numel()}), v = host_tensor(DType::f32, {p.numel()});
+    const Tensor p = up(*device, read("adamw.parameter")), m = device->empty(DType::f32, {p.numel()}), v = device->empty(DType::f32, {p.numel()});
     device->train_ops().zero(m);
     device->train_ops().zero(v);
     for (int t = 1; t <= rules["steps"]; ++t) {
@@ -147,9 +152,9 @@ TEST(TrainReference, AdamwOfPyTorch) {
                            .correction1 = static_cast<float>(1 - std::pow(rules["b1"].get<double>(), t)),
                            .correction2 = static_cast<float>(1 - std::pow(rules["b2"].get<double>(), t)),
                            .decay = {static_cast<float>(rules["lr"].get<double>() * decay), DecayRule::plain}};
-      device->train_ops().adamw(step, p, gradients.slice((t - 1) * p.numel(), t * p.numel()), m, v);
+      device->train_ops().adamw(step, p, up(*device, gradients.slice((t - 1) * p.numel(), t * p.numel())), m, v);
     }
-    EXPECT_LT(distance(p.span<float>(), read(fmt::format("adamw.torch.{:.1f}", decay)).span<float>()), 1e-6) << decay;
+    EXPECT_LT(distance(down(*device, p).span<float>(), read(fmt::format("adamw.torch.{:.1f}", decay)).span<float>()), 1e-6) << decay;
   }
 }
 

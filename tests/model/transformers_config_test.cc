@@ -69,6 +69,12 @@ TEST(TransformersConfig, what_it_does_not_understand_is_named) {
   for (const Case& c : cases) EXPECT_PRED_FORMAT2(IsSubstring, c.words, error_of([&] { changed(c.family, c.changes); })) << c.family << c.changes;
 }
 
+TEST(TransformersConfig, yarn_makes_the_context_longer) {
+  EXPECT_EQ(changed("qwen3-yarn", R"({"max_position_embeddings": 16})").seqlen, 64);  // 4 · 16
+  EXPECT_EQ(changed("qwen3-yarn", R"({"max_position_embeddings": 80})").seqlen, 80);
+  EXPECT_EQ(changed("qwen3-yarn", R"({"max_position_embeddings": 16, "rope_scaling": {"original_max_position_embeddings": null}})").seqlen, 64);
+}
+
 TEST(TransformersConfig, all_that_is_not_understood_is_told_at_once) {
   const std::string e = error_of([] { changed("llama2", R"({"hidden_act": "gelu", "alibi": true, "moe": 1, "_note": "a comment"})"); });
   for (const char* words : {"\"hidden_act\"", "\"alibi\"", "\"moe\""}) EXPECT_PRED_FORMAT2(IsSubstring, words, e);

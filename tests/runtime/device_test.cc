@@ -43,6 +43,62 @@ TEST(Device, CopyNeedsEqualShapes) {
   expect_error([&] { device->copy(a, device->empty(DType::bf16, {3, 4})); }, "bfloat16[3, 4]");
 }
 
+// Nobody waits in between: what one pass is told must still be there when its turn comes, however many have been told something since.
+TEST(Device, PassesThatWaitForTheirTurnKeepWhatTheyWereTold) {
+  const auto device = test_device();
+  const Tensor table = random_tensor(DType::f32, {50, 4}, 1), there = up(*device, table);
+  std::vector<std::vector<std::int32_t>> ids;
+  std::vector<Tensor> outs;
+  for (int i = 0; i < 6; ++i) {
+    ids.push_back({7 * i, 3, i});
+    outs.push_back(device->empty(DType::f32, {3, 4}));
+    const Segment s{.start = 0, .begin = 0, .place = 0, .count = 3, .offset = 0};
+    device->gather_rows(there, device->prepare(ids.back(), std::span(&s, 1), {}).ids, outs.back());
+  }
+  for (std::size_t i = 0; i < outs.size(); ++i) {
+    const Tensor out = down(*device, outs[i]);
+    for (std::int64_t r = 0; r < 3; ++r) EXPECT_TRUE(same_rows(table, ids[i][static_cast<std::size_t>(r)], out, r, 1)) << i << " " << r;
+  }
+}
+
+TEST(Device, PassesTakeTheirTokensFromATensor) {
+  const auto device = test_device();
+  const Tensor table = random_tensor(DType::f32, {300, 4}, 1), tokens = host_tensor(DType::i32, {400});
+  for (std::int32_t i = 0; i < 400; ++i) tokens.data<std::int32_t>()[i] = i * 31 % 300;
+  const Tensor there = up(*device, table), drawn = up(*device, tokens);
+  std::vector<std::int32_t> at;
+  for (std::int32_t i = 0; i < 301; ++i) at.push_back((i * 17 + 5) % 400);
+  const Segment s{.start = 0, .begin = 0, .place = 0, .count = 301, .offset = 0};
+  const Tensor out = device->empty(DType::f32, {301, 4});
+  device->gather_rows(there, device->prepare(at, std::span(&s, 1), {}, drawn).ids, out);
+  const Tensor rows = down(*device, out);
+  for (std::int32_t i = 0; i < 301; ++i) EXPECT_TRUE(same_rows(table, at[static_cast<std::size_t>(i)] * 31 % 300, rows, i, 1)) << i;
+  at[300] = 400;
+  expect_error([&] { device->prepare(at, std::span(&s, 1), {}, drawn); }, "token 300 is at 400 of 400");
+  at[300] = -1;
+  expect_error([&] { device->prepare(at, std::span(&s, 1), {}, drawn); }, "token 300 is at -1 of 400");
+  expect_error([&] { device->prepare({}, {}, {}, there); }, "prepare: the tokens is float32[300, 4], expected int32");
+}
+
+// As it was when it was asked for, whatever has been enqueued since, and whether or not earlier ones were waited for.
+TEST(Device, DownloadsComeInTheirOrder) {
+  const auto device = test_device();
+  if (!device->queue()) GTEST_SKIP() << "nothing is enqueued";
+  const Tensor table = random_tensor(DType::f32, {50, 4}, 1), there = up(*device, table), out = device->empty(DType::f32, {1, 4});
+  std::vector<std::unique_ptr<Download>> downloads;
+  for (std::int32_t i = 0; i < 20; ++i) {
+    const Segment s{.start = 0, .begin = 0, .place = 0, .count = 1, .offset = 0};
+    device->gather_rows(there, device->prepare(std::span(&i, 1), std::span(&s, 1), {}).ids, out);
+    downloads.push_back(device->download(out));
+    if (i >= 3 && i % 3 == 0) downloads[static_cast<std::size_t>(i) - 2] = nullptr;  // let go of, and its memory used again
+  }
+  for (std::int32_t i = 0; i < 20; ++i) {
+    const auto& d = downloads[static_cast<std::size_t>(i)];
+    EXPECT_TRUE(!d || same_rows(table, i, d->wait(), 0, 1)) << i;
+  }
+  EXPECT_EQ(device->download(device->empty(DType::f32, {0, 4}))->wait().numel(), 0);
+}
+
 TEST(Device, EmptyBatchesAreNoWork) {
   const auto device = test_device();
   const Tensor none = device->empty(DType::f32, {0, 4});

@@ -261,6 +261,47 @@ TEST(Linear, ResidualAddsAreIndependentToo) {
   EXPECT_TRUE(rows_are_independent(product, x, 100, DType::bf16));
 }
 
+// What bench compares with: the same numbers, of which no bit is promised.
+TEST(Linear, TheLibrarysProductIsTheSameProduct) {
+  const auto device = test_device();
+  for (const DType dtype : float_types()) {
+    for (const DType out_dtype : {dtype, DType::f32}) {
+      for (const std::int64_t rows : {1, 5, 48}) {
+        const Tensor x = random_tensor(dtype, {rows, 64}, 12), w = random_tensor(dtype, {64, 40}, 13);
+        const Tensor there = up(*device, x), weight = up(*device, w), out = device->empty(out_dtype, {rows, 40});
+        const Device::Product product = device->library_product(there, weight, out);
+        ASSERT_EQ(static_cast<bool>(product), on_cuda());
+        if (!product) return;
+        product(there, weight, out);
+        const Sums sums(x, values(w));
+        const Tensor got = down(*device, out);
+        for (std::int64_t i = 0; i < got.numel(); ++i) ASSERT_NEAR(get(got, i), sums.sum[i], tolerance(out_dtype) * std::abs(sums.sum[i]) + 1e-5 * sums.size[i]) << name_of(dtype) << ", " << rows << " rows, " << i;
+      }
+    }
+  }
+}
+
+/// Columns of a weight on their own, to their place in a wider output.
+TEST(Linear, ColumnsGiveTheWholesBits) {
+  const auto device = test_device(2);
+  constexpr std::int64_t n = 200, cuts[] = {0, 64, 192, n};
+  for (const DType dtype : float_types()) {
+    for (const std::int64_t rows : {3, 40}) {
+      const Weight whole = packed(*device, random_tensor(dtype, {70, n}, 1), dtype);
+      const Tensor x = up(*device, random_tensor(dtype, {rows, 70}, 2)), before = random_tensor(DType::f32, {rows, n}, 3), all = up(*device, before), parts = up(*device, before);
+      device->linear(x, whole, Epilogue::add, all);
+      for (std::size_t i = 0; i < 3; ++i) {
+        device->linear(x, device->columns(whole, cuts[i], cuts[i + 1]), Epilogue::add, parts, 0, cuts[i], n);
+        const Tensor got = down(*device, parts), want = down(*device, all);
+        for (std::int64_t j = 0; j < rows * n; ++j) ASSERT_EQ(get(got, j), get(j % n < cuts[i + 1] ? want : before, j)) << name_of(dtype) << " at " << j / n << ", " << j % n;
+      }
+      EXPECT_THROW(device->columns(whole, 32, 64), Error);
+      EXPECT_THROW(device->columns(whole, 0, 100), Error);
+      EXPECT_THROW(device->linear(x, whole, Epilogue::none, all, 0, 64, n), Error);
+    }
+  }
+}
+
 // The check must be able to fail: a product that splits k when it has few rows is what libraries do.
 TEST(Linear, TheCheckCatchesASplitOfKByTheNumberOfRows) {
   constexpr std::int64_t k = 96, n = 8;

@@ -18,13 +18,13 @@ inline bool on_cuda() {
 /// Some hundred times slower than a CPU: fewer cases then.
 inline bool emulated() { return on_cuda() && !KVMESH_WITH_CUDA; }
 
-inline std::unique_ptr<Device> test_device(int threads = 1) {
+inline std::unique_ptr<Device> test_device(int threads = 1, Attention attention = Attention::automatic) {
   if (!on_cuda()) return make_device("cpu", {.threads = threads});
   if (cuda::device_count() == 0) {
     std::puts("skipped: no GPU answers");
     std::exit(0);
   }
-  return cuda::make_device({});
+  return cuda::make_device({.attention = attention});
 }
 
 /// A copy in the device's memory, and one in the host's.

@@ -61,7 +61,7 @@ struct Backward {
     pack(rows, t.bf16, {t.bf16}, k, n, 0, (n + kernels.panel - 1) / kernels.panel, target);
   }
   void multiply(const char* x, std::int64_t rows, const char* w, std::int64_t k, std::int64_t n, float* out, bool more) const {
-    const LinearTask task{.x = x, .w = w, .out = out, .k = k, .n = n, .bf16 = t.bf16, .out_bf16 = false, .epilogue = more ? Epilogue::add : Epilogue::none};
+    const LinearTask task{.x = x, .w = w, .out = out, .k = k, .n = n, .stride = n, .bf16 = t.bf16, .out_bf16 = false, .epilogue = more ? Epilogue::add : Epilogue::none};
     KVMESH_ISA::linear(task, 0, rows, 0, (n + kernels.panel - 1) / kernels.panel, b.linear);
   }
   /// Rows [first, first + count) of x, `stride` elements apart, to [block, h]; zeros behind them.

@@ -58,7 +58,7 @@ KVMESH_INLINE Floats finish(const LinearTask& t, Floats x, Floats old) {
 template <int vectors>
 KVMESH_INLINE void write(const LinearTask& t, Floats (&acc)[vectors], const float* scales, std::int64_t row, std::int64_t column, std::int64_t columns) {
   const bool add = t.epilogue == Epilogue::add;
-  const std::int64_t at = row * t.n + column;
+  const std::int64_t at = row * t.stride + column;
   if (scales) {
     for (int v = 0; v < vectors; ++v) acc[v] = acc[v] * load<Floats>(scales + v * lanes);
   }

@@ -21,6 +21,7 @@ struct LinearTask {
   const void* w;  // packed [k, n], 64-byte aligned
   void* out;
   std::int64_t k, n;
+  std::int64_t stride;  // elements from one row of out to the next
   bool bf16;            // of x, and of w's elements unless they are integers
   bool out_bf16;
   bool int8 = false;    // of w

@@ -157,34 +157,43 @@ void relu_squared_backward(const void* hidden, void* dhidden, bool bf16, std::in
       });
 }
 
-void cross_entropy(const float* logits, std::int64_t width, std::int32_t target, float cap, float scale, void* dlogits, bool bf16, float* most, float* sum) {
+void softmax_sums(const float* logits, std::int64_t width, float* sums) {
   // The last, partial vector is read with -inf behind it: no weight in the sum, no influence on the maximum.
   const std::int64_t whole = width / lanes * lanes;
   float tail[lanes];
   for (int i = 0; i < lanes; ++i) tail[i] = whole + i < width ? logits[whole + i] : -__builtin_inff();
-  Floats top = load<Floats>(tail);
+  Floats top = max(splat(sums[0]), load<Floats>(tail));
   for (std::int64_t i = 0; i < whole; i += lanes) top = max(top, load<Floats>(logits + i));
-  *most = max_lanes(top);
-  const Floats m = splat(*most);
+  const float most = max_lanes(top);
+  const Floats m = splat(most);
   Floats total = exp(load<Floats>(tail) - m);
   for (std::int64_t i = 0; i < whole; i += lanes) total = total + exp(load<Floats>(logits + i) - m);
-  *sum = sum_lanes(total);
-  if (!dlogits) return;
-  const Floats weight = splat(scale / *sum);
+  const Floats before = exp(splat(sums[0]) - m);
+  sums[1] = sums[1] * before[0] + sum_lanes(total);
+  sums[0] = most;
+}
+
+void cross_entropy_backward(const float* logits, std::int64_t width, std::int64_t target, const float* sums, float cap, float scale, void* dlogits, bool bf16) {
+  const Floats m = splat(sums[0]), weight = splat(scale / sums[1]);
   const float slope = cap > 0 ? 1.0f / cap : 0.0f;
+  const bool is_here = target >= 0 && target < width;
+  const float of_target = is_here ? logits[target] : 0.0f;
   const auto gradient = [&](Floats l) {
     const Floats t = slope * l;
     return weight * exp(l - m) * (1.0f - t * t);
   };
+  const std::int64_t whole = width / lanes * lanes;
   for (std::int64_t i = 0; i < whole; i += lanes) write(dlogits, bf16, i, gradient(load<Floats>(logits + i)));
   if (whole < width) {
+    float tail[lanes];
     for (int i = 0; i < lanes; ++i) tail[i] = whole + i < width ? logits[whole + i] : 0.0f;
     store(tail, gradient(load<Floats>(tail)));
     write_floats(tail, width - whole, dlogits, bf16, whole);
   }
-  const float t = slope * logits[target];
-  const Floats p = exp(splat(logits[target]) - m);
-  const float g = scale * (p[0] / *sum - 1.0f) * (1.0f - t * t);
+  if (!is_here) return;
+  const float t = slope * of_target;
+  const Floats p = exp(splat(of_target) - m);
+  const float g = scale * (p[0] / sums[1] - 1.0f) * (1.0f - t * t);
   write_floats(&g, 1, dlogits, bf16, target);
 }
 
@@ -234,8 +243,8 @@ void apply(const Decay& decay, float rate, float* p, const float* update, std::i
   map<2, 1>(count, {p, update}, {p}, [&](const auto& in, auto& out) { out[0] = in[0] - (rate * in[1] + decay_of(decay, in[0], in[1])); });
 }
 
-const TrainKernels train_kernels = {transpose_rows,          rms_norm_backward, append_backward, relu_squared_backward, attention_backward_scratch,
-                                    attention_backward, cross_entropy,     round,           add,                   sum_squares,
-                                    adamw,              momentum,          apply,           scale_add};
+const TrainKernels train_kernels = {transpose_rows,     rms_norm_backward, append_backward,        relu_squared_backward, attention_backward_scratch,
+                                    attention_backward, softmax_sums,      cross_entropy_backward, round,                 add,
+                                    sum_squares,        adamw,             momentum,               apply,                 scale_add};
 
 }  // namespace kvmesh::cpu::KVMESH_ISA

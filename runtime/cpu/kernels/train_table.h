@@ -40,9 +40,11 @@ struct TrainKernels {
   void (*relu_squared_backward)(const void* hidden, void* dhidden, bool bf16, std::int64_t count);
   std::size_t (*attention_backward_scratch)(std::int64_t head_dim, std::int64_t tokens, bool bf16);
   void (*attention_backward)(const AttentionBackwardTask& task, void* scratch);
-  /// One row of logits [width] after the cap (0: none): `most` and `sum` of exp(logit - most); dlogits, unless null, is the gradient of
-  /// scale · loss before the cap.
-  void (*cross_entropy)(const float* logits, std::int64_t width, std::int32_t target, float cap, float scale, void* dlogits, bool bf16, float* most, float* sum);
+  /// One row of a part of the logits [width]: sums[0], the largest before, becomes the largest, and sums[1] the sum of exp(logit - the largest).
+  void (*softmax_sums)(const float* logits, std::int64_t width, float* sums);
+  /// The gradient of -scale · log p(target) with respect to such a part before the cap (0: none), given the sums over all of them; `target` counts from the
+  /// part's beginning and may lie outside. dlogits may be logits.
+  void (*cross_entropy_backward)(const float* logits, std::int64_t width, std::int64_t target, const float* sums, float cap, float scale, void* dlogits, bool bf16);
   void (*round)(const float* x, void* bf16, std::int64_t count);
   void (*add)(float* inout, const float* x, std::int64_t count);
   double (*sum_squares)(const float* x, std::int64_t count);
