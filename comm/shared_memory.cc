@@ -1,5 +1,6 @@
 // Memory that the ranks of one host share: a sealed, unnamed memory file of the host's first rank that the others open through /proc; all write
-// parts of it before it is sealed.
+// parts of it before it is sealed. A rank that is alone on its host has memory of its own, for which systems give huge pages where they give
+// files none.
 #include "comm/process_group.h"
 
 #include <fcntl.h>
@@ -104,15 +105,22 @@ int open_file(const Place& place) {
   return -1;
 }
 
-/// The first host's bytes into the other hosts' files, from first rank to first rank; a host's other ranks wait for one piece after another.
-void pass_on(ProcessGroup& group, int fd, std::int64_t bytes) {
+/// The first host's bytes into the other hosts' memory, from first rank to first rank; a host's other ranks, whose `memory` is undefined, wait for
+/// one piece after another.
+void pass_on(ProcessGroup& group, const Tensor& memory, std::int64_t bytes) {
   constexpr std::int64_t piece = std::int64_t{16} << 20;
-  Tensor memory;
-  if (group.local_rank() == 0) memory = map(fd, bytes, group.on_first_host() ? PROT_READ : PROT_READ | PROT_WRITE);
   for (std::int64_t done = 0; done < bytes; done += piece) {
     if (memory.defined()) group.first_of_hosts().broadcast(memory.slice(done, std::min(done + piece, bytes)), 0);
     group.host().barrier();
   }
+}
+
+Tensor fill_alone(ProcessGroup& group, std::int64_t bytes, const Fill& fill, Filled filled) {
+  const Tensor own = map(no_file, bytes, PROT_READ | PROT_WRITE);
+  work_on_host(group, 1, [&](int) { fill(own.raw(), 0, 1); }, filled);
+  if (filled == Filled::by_first_host) pass_on(group, own, bytes);
+  if (mprotect(own.raw(), static_cast<std::size_t>(std::max<std::int64_t>(bytes, 1)), PROT_READ) != 0) fail_with_errno("mprotect", bytes);
+  return own;
 }
 
 }  // namespace
@@ -124,7 +132,8 @@ std::shared_ptr<void> map_file(int fd, std::int64_t bytes, int protection) {
   if (room == MAP_FAILED) return nullptr;
   std::shared_ptr<void> freed(room, [length](void* q) { munmap(q, length + huge); });
   void* const aligned = reinterpret_cast<void*>((reinterpret_cast<std::uintptr_t>(room) + huge - 1) / huge * huge);
-  if (mmap(aligned, length, protection, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) return nullptr;
+  const int kind = fd == no_file ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
+  if (mmap(aligned, length, protection, kind | MAP_FIXED, fd, 0) == MAP_FAILED) return nullptr;
   madvise(aligned, length, MADV_HUGEPAGE);
   return {std::move(freed), aligned};
 }
@@ -147,6 +156,7 @@ void work_on_host(ProcessGroup& group, int parts, const std::function<void(int p
 Tensor share_on_host(ProcessGroup& group, std::int64_t bytes, const Fill& fill, Filled filled) {
   check(bytes >= 0, "shared memory cannot have {} bytes", bytes);
   Communicator& host = group.host();
+  if (host.size() == 1) return fill_alone(group, bytes, fill, filled);
   Place place;
   File file(-1);
   if (host.rank() == 0) {
@@ -162,7 +172,7 @@ Tensor share_on_host(ProcessGroup& group, std::int64_t bytes, const Fill& fill, 
 
   const int parts = all_opened ? host.size() : 1;
   work_on_host(group, parts, [&](int part) { fill_part(file.fd, bytes, part, parts, fill); }, filled);
-  if (filled == Filled::by_first_host) pass_on(group, file.fd, bytes);
+  if (filled == Filled::by_first_host) pass_on(group, host.rank() == 0 ? map(file.fd, bytes, PROT_READ | PROT_WRITE) : Tensor(), bytes);
   if (host.rank() == 0 && fcntl(file.fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) fail_with_errno("sealing", bytes);
   host.barrier();  // mapped only when it is sealed
   if (all_opened) return map(file.fd, bytes, PROT_READ);

@@ -109,13 +109,14 @@ int bench_command(std::span<const std::string> args, ProcessGroup& group) {
     if (!std::ofstream(o.json, std::ios::app)) fail(Fault::usage, "--json {}: cannot be written", o.json.string());
     if (!there) std::filesystem::remove(o.json, error);
   });
-  ranks.barrier();
+  const auto meet = [&] { ranks.barrier(); };
+  meet();
   const auto loading = Clock::now();
   const Gpt& gpt = o.shape ? job.randomize(group) : job.load(o.mesh.checkpoint, group);
 
-  ranks.barrier();
+  meet();
   const double load_seconds = std::chrono::duration<double>(Clock::now() - loading).count();
-  const Limits before = job.device->measure_limits(job.dtype);
+  const Limits before = job.device->measure_limits(job.dtype, meet);
   run_once(gpt, ranks, o);  // touches memory and wakes threads up
   std::vector<double> prefill, steps;
   for (std::int64_t i = 0; i < o.repeat; ++i) {
@@ -124,8 +125,7 @@ int bench_command(std::span<const std::string> args, ProcessGroup& group) {
     steps.insert(steps.end(), times.steps.begin(), times.steps.end());
   }
 
-  ranks.barrier();
-  const Limits after = job.device->measure_limits(job.dtype);  // again, for shared machines have better and worse moments
+  const Limits after = job.device->measure_limits(job.dtype, meet);  // again, for shared machines have better and worse moments
   const Limits limits{sum_over(ranks, std::max(before.flops_per_s, after.flops_per_s)), sum_over(ranks, std::max(before.bytes_per_s, after.bytes_per_s))};
 
   const Work work = work_of(job.config, job.dtype, job.quantize, o, group.size());

@@ -210,7 +210,7 @@ void Training::end(TrainReport& report, bool unfinished) {
 int Training::run() {
   find_beginning();
   if (!o_.metrics.empty()) on_first_rank(ranks_, [&] { metrics_ = open_metrics(o_.metrics, o_.fresh); });
-  const double peak = o_.no_peak ? 0 : job_.device->measure_limits(job_.dtype).flops_per_s * ranks_.size();
+  const double peak = o_.no_peak ? 0 : job_.device->measure_limits(job_.dtype, [&] { ranks_.barrier(); }).flops_per_s * ranks_.size();
   TrainReport report(first_, o_.optimizer.steps, progress_.step, peak, metrics_.get());
   DataLoader loader(data_.options, options_.batch, progress_.cursor);
   std::vector<TrainBatch> batches;

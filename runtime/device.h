@@ -91,8 +91,9 @@ class Device {
   /// differ in it are not compared or continued.
   virtual std::string kind() const = 0;
 
-  /// Measures for about a second; nothing else should run on the device meanwhile. flops_per_s is that of matrix products in `dtype`.
-  virtual Limits measure_limits(DType dtype) = 0;
+  /// Measures for about a second; nothing else should run on the device meanwhile. flops_per_s is that of matrix products in `dtype`. `meet` is called
+  /// before every timed run: ranks that share a machine's memory begin it together, and each measures its share.
+  virtual Limits measure_limits(DType dtype, const std::function<void()>& meet) = 0;
 
   /// For comparisons: what enqueues out [rows, N] = x [rows, K] · w [K, N] of plain row-major matrices as the device's library does it best, with no promise about bits. The
   /// tensors' shapes and dtypes are those of the later calls. Empty: there is no such library.

@@ -15,7 +15,7 @@ class CpuDevice final : public Device {
 
   std::string describe() const override;
   std::string kind() const override;
-  Limits measure_limits(DType dtype) override;
+  Limits measure_limits(DType dtype, const std::function<void()>& meet) override;
   Tensor empty(DType dtype, Shape shape) override { return host_tensor(dtype, shape); }
   void copy(const Tensor& source, const Tensor& target) override;
   Tensor resident(const Tensor& host) override { return host; }

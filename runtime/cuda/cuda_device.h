@@ -38,7 +38,7 @@ class CudaDevice final : public Device {
 
   std::string describe() const override;
   std::string kind() const override;
-  Limits measure_limits(DType dtype) override;
+  Limits measure_limits(DType dtype, const std::function<void()>& meet) override;
   Product library_product(const Tensor& x, const Tensor& w, const Tensor& out) override;
   void begin_range(const char* name) override;
   void end_range() override;

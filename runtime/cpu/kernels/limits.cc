@@ -70,7 +70,8 @@ void read_memory(const void* memory, std::int64_t bytes) {
   const char* p = static_cast<const char*>(memory);
   Floats sum[streams] = {};
   for (std::int64_t i = 0; i + streams * stride <= bytes; i += streams * stride) {
-    __builtin_prefetch(p + i + 4096);
+#pragma GCC unroll 4
+    for (int s = 0; s < streams; ++s) __builtin_prefetch(p + i + s * stride + 4096);
 #pragma GCC unroll 4
     for (int s = 0; s < streams; ++s) sum[s] = (Floats)((Words)sum[s] | load<Words>(p + i + s * stride));
   }
