@@ -26,7 +26,7 @@ namespace kvmesh {
 namespace fs = std::filesystem;
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Facts, rank, size, host, host_name, told_by, told_rank, told_size, slurm_tasks, version, build, mpi, binary, options, nccl, files, prompts, cpus,
-                                                launcher_cpus, cgroup, quota, threads, device, gpus, share_gpus, interfaces, nccl_interface, available, shm_free, address_space, mapped, locked_limit,
+                                                launcher_cpus, cgroup, quota, threads, device, gpus, share_gpus, interfaces, nccl_interface, available, shm_free, small_pages, address_space, mapped, locked_limit,
                                                 files_limit, files_open, weights, workspace, row_bytes, token_bytes, places, seqlen, clock_ahead, sees_output, rows, row_tokens, output_bytes, output_free,
                                                 errors, warnings)
 
@@ -119,6 +119,9 @@ void look_at_limits(Facts& facts) {
   if (fs::directory_iterator("/sys/class/infiniband", error) != fs::directory_iterator()) facts.locked_limit = limit_of(RLIMIT_MEMLOCK);
   struct statvfs shm = {};
   if (::statvfs("/dev/shm", &shm) == 0) facts.shm_free = static_cast<std::int64_t>(shm.f_bavail * shm.f_frsize);
+  std::string words;
+  std::getline(std::ifstream("/sys/kernel/mm/transparent_hugepage/shmem_enabled"), words);
+  facts.small_pages = words.find("[never]") != std::string::npos || words.find("[deny]") != std::string::npos;
 }
 
 void look_at_network(Facts& facts) {

@@ -15,6 +15,7 @@ namespace {
 using Ranks = std::vector<const Facts*>;
 
 constexpr std::int64_t shm_a_rank = 8 << 20;      // what Open MPI's shared memory takes for a rank
+constexpr std::int64_t large_weights = 64 << 20;  // more than caches hold
 constexpr std::int64_t locked_enough = 64 << 20;  // for InfiniBand's buffers
 constexpr std::int64_t files_beside = 32;         // files that a rank opens besides a connection to every other
 constexpr double clocks_agree = 1;                // seconds
@@ -262,6 +263,11 @@ class Judge {
       error("{}: weights and workspaces need {}, and {} of memory are left: use fewer ranks, --dtype bfloat16, --quantize int8, or a host with more memory", one.host_name, size_text(fixed),
             size_text(available));
       return;
+    }
+    if (users.size() > 1 && one.small_pages && one.weights > large_weights) {
+      findings_.push_back({Severity::note, fmt::format("{}: {} ranks share weights in pages of 4 KiB; with \"advise\" in /sys/kernel/mm/transparent_hugepage/shmem_enabled (root writes it) they would be huge, "
+                                                       "and decoding faster",
+                                                       one.host_name, users.size())});
     }
     // Of caches and logits only what rows fill is touched.
     const std::int64_t rows = std::min(places, first.rows), tokens = std::min(one.seqlen, first.row_tokens);

@@ -192,6 +192,18 @@ TEST(Findings, Memory) {  // of h1: 10 GB of weights, 4 of workspaces, a cache o
   plant([](auto& f) { f[0].rows = 2; for (Facts& r : f) r.available = 21 * gigabyte; for (std::size_t r = 4; r < 8; ++r) f[r].available = -1; }, Severity::warning, {"16 rows would need"});
 }
 
+TEST(Findings, SmallPages) {
+  plant([](auto& f) { for (std::size_t r = 4; r < 8; ++r) f[r].small_pages = true; }, Severity::note, {"h2: 4 ranks share weights", "shmem_enabled"});
+  std::vector<Facts> fine = healthy();
+  for (Facts& f : fine) f.small_pages = true, f.weights = 1'000'000;
+  EXPECT_TRUE(findings(fine).empty()) << "weights that caches hold";
+  fine = healthy();
+  fine.resize(1);
+  fine[0].size = fine[0].told_size = 1;
+  fine[0].small_pages = true;
+  EXPECT_TRUE(findings(fine).empty()) << "alone on its host";
+}
+
 TEST(Findings, Limits) {
   plant([](auto& f) { f[3].address_space = 15 * gigabyte; }, Severity::error, {"rank 3 on h1", "15 GB", "16 GB are needed", "ulimit -v"});  // mapped, weights, workspace, cache: 1 + 10 + 1 + 4
   plant([](auto& f) { f[3].files_limit = 59; }, Severity::error, {"rank 3 on h1", "59 files", "may need 60", "ulimit -n"});
