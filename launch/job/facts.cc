@@ -121,7 +121,8 @@ void look_at_limits(Facts& facts) {
   if (::statvfs("/dev/shm", &shm) == 0) facts.shm_free = static_cast<std::int64_t>(shm.f_bavail * shm.f_frsize);
   std::string words;
   std::getline(std::ifstream("/sys/kernel/mm/transparent_hugepage/shmem_enabled"), words);
-  facts.small_pages = words.find("[never]") != std::string::npos || words.find("[deny]") != std::string::npos;
+  const bool unasked = words.find("[never]") == std::string::npos && words.find("[deny]") == std::string::npos;
+  facts.small_pages = !unasked && !can_share_huge_pages();
 }
 
 void look_at_network(Facts& facts) {

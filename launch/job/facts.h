@@ -39,7 +39,7 @@ struct Facts {
 
   std::int64_t available = -1;         ///< memory that is left, to the host or to the rank's cgroup
   std::int64_t shm_free = -1;          ///< of /dev/shm
-  bool small_pages = false;            ///< the kernel gives memory that ranks share no huge pages
+  bool small_pages = false;            ///< memory that ranks share has no huge pages
   std::int64_t address_space = -1, mapped = -1;         ///< its limit (ulimit -v) if there is one; what of it is used now
   std::int64_t locked_limit = -1;      ///< ulimit -l in bytes if there is one and the host has InfiniBand
   std::int64_t files_limit = -1, files_open = -1;       ///< ulimit -n

@@ -265,8 +265,8 @@ class Judge {
       return;
     }
     if (users.size() > 1 && one.small_pages && one.weights > large_weights) {
-      findings_.push_back({Severity::note, fmt::format("{}: {} ranks share weights in pages of 4 KiB; with \"advise\" in /sys/kernel/mm/transparent_hugepage/shmem_enabled (root writes it) they would be huge, "
-                                                       "and decoding faster",
+      findings_.push_back({Severity::note, fmt::format("{}: {} ranks share weights in pages of 4 KiB, which makes decoding slower: \"advise\" in /sys/kernel/mm/transparent_hugepage/shmem_enabled (root "
+                                                       "writes it), or Linux 6.1 or later, makes them huge",
                                                        one.host_name, users.size())});
     }
     // Of caches and logits only what rows fill is touched.

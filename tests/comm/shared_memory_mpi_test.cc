@@ -38,6 +38,21 @@ Mapping mapping_of(const void* address) {
   return {};
 }
 
+// KiB in huge pages of the mapping in which `address` lies.
+std::int64_t huge_kib(const void* address) {
+  std::ifstream smaps("/proc/self/smaps");
+  std::int64_t kib = 0;
+  bool here = false;
+  for (std::string line; std::getline(smaps, line);) {
+    std::istringstream in(line);
+    std::uintptr_t begin = 0, end = 0;
+    char dash = 0;
+    if (in >> std::hex >> begin >> dash >> end && dash == '-') here = begin <= reinterpret_cast<std::uintptr_t>(address) && reinterpret_cast<std::uintptr_t>(address) < end;
+    if (here && (line.starts_with("AnonHugePages:") || line.starts_with("ShmemPmdMapped:"))) kib += std::stoll(line.substr(line.find(':') + 1));
+  }
+  return kib;
+}
+
 std::uint8_t byte_at(std::size_t i) { return static_cast<std::uint8_t>(i * 31 + i / 4096 + 5); }
 
 /// This rank's part: every byte i with i % parts = part.
@@ -76,6 +91,14 @@ TEST(SharedMemory, ItIsTheSamePagesAndNobodyCanWriteThem) {
   for (const std::int64_t i : inodes.span<std::int64_t>()) EXPECT_EQ(i, mine.inode);
   EXPECT_GT(mine.inode, 0);
   EXPECT_NE(mprotect(shared.raw(), 4096, PROT_READ | PROT_WRITE), 0) << "it is sealed, not only mapped so";
+}
+
+TEST(SharedMemory, ItsPagesAreHuge) {
+  if (!can_share_huge_pages()) GTEST_SKIP() << "this system makes no huge pages of memory that is shared";
+  constexpr std::size_t bytes = 16 << 20;
+  const Tensor shared = share_on_host(*group, bytes, [](void* memory, int part, int parts) { fill(memory, bytes, part, parts); });
+  for (std::size_t i = 0; i < bytes; ++i) ASSERT_EQ(shared.data<std::uint8_t>()[i], byte_at(i)) << i;
+  EXPECT_GT(huge_kib(shared.raw()), 0);
 }
 
 TEST(SharedMemory, TwoAreNotOne) {

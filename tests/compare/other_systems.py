@@ -101,8 +101,16 @@ class Torch:
             self.weights = {dtype: (w["embed.weight"], layers, w["lm_head.weight"].T.contiguous())}
         return self.weights[dtype]
 
+    def attend(self, q, k, v, keys, values, at):
+        """`at`: the first token's position."""
+        length = q.shape[2]
+        keys[:, :, at:at + length] = k
+        values[:, :, at:at + length] = v
+        return self.torch.nn.functional.scaled_dot_product_attention(q, keys[:, :, :at + length], values[:, :, :at + length], is_causal=length > 1, enable_gqa=True)
+
     def forward(self, weights, ids, at, cache, rope):
-        torch, F = self.torch, self.torch.nn.functional
+        """`rope`: cosines and sines of the ids' positions."""
+        F = self.torch.nn.functional
         embed, layers, head = weights
         batch, length = ids.shape
 
@@ -111,19 +119,22 @@ class Torch:
 
         def turn(x):
             a, b = norm(x).float().chunk(2, -1)
-            cos, sin = (r[at:at + length, None] for r in rope)
-            return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+            cos, sin = (r[:, None] for r in rope)
+            return self.torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
 
         x = embed[ids]
         for (qkv, wo, fc1, fc2), (keys, values) in zip(layers, cache):
             q, k, v = F.linear(norm(x), qkv).split([H * HEAD, K * HEAD, K * HEAD], -1)
             q, k = turn(q.view(batch, length, H, HEAD)), turn(k.view(batch, length, K, HEAD))
-            keys[:, :, at:at + length] = k.transpose(1, 2)
-            values[:, :, at:at + length] = v.view(batch, length, K, HEAD).transpose(1, 2)
-            attended = F.scaled_dot_product_attention(q.transpose(1, 2), keys[:, :, :at + length], values[:, :, :at + length], is_causal=length > 1, enable_gqa=True)
+            attended = self.attend(q.transpose(1, 2), k.transpose(1, 2), v.view(batch, length, K, HEAD).transpose(1, 2), keys, values, at)
             x = x + F.linear(attended.transpose(1, 2).reshape(batch, length, D), wo)
             x = x + F.linear(F.relu(F.linear(norm(x), fc1)).square(), fc2)
-        return (15 * torch.tanh(F.linear(norm(x[:, -1]), head).float() / 15)).argmax(-1)
+        return (15 * self.torch.tanh(F.linear(norm(x[:, -1]), head).float() / 15)).argmax(-1)
+
+    prefill = decode = forward
+
+    def place(self, at):
+        return at
 
     def generate(self, dtype, batch, prompt, new_tokens):
         torch = self.torch
@@ -134,10 +145,10 @@ class Torch:
         rope = (angles.cos().float(), angles.sin().float())
         ids = torch.tensor([prompt] * batch)
         begin = time.perf_counter()
-        out = [self.forward(weights, ids, 0, cache, rope)]
+        out = [self.prefill(weights, ids, 0, cache, [r[:len(prompt)] for r in rope])]
         middle = time.perf_counter()
-        for t in range(1, new_tokens):
-            out.append(self.forward(weights, out[-1][:, None], len(prompt) + t - 1, cache, rope))
+        for at in range(len(prompt), most - 1):
+            out.append(self.decode(weights, out[-1][:, None], self.place(at), cache, [r[at:at + 1] for r in rope]))
         return middle - begin, (time.perf_counter() - middle) / (new_tokens - 1), [int(o[0]) for o in out]
 
     def tokens(self, dtype, prompt, new_tokens):
@@ -145,6 +156,25 @@ class Torch:
 
     def time(self, dtype, batch, prompt, new_tokens):
         return self.generate(dtype, batch, prompt, new_tokens)[:2]
+
+
+class Compiled(Torch):
+    """The same, compiled by torch.compile: a step attends to the whole cache, masked, so that one program does for all of them."""
+
+    def __init__(self, work, threads, checkout):
+        super().__init__(work, threads, checkout)
+        self.prefill, self.decode = (self.torch.compile(self.forward, dynamic=False) for _ in range(2))
+
+    def place(self, at):
+        return self.torch.tensor([at])
+
+    def attend(self, q, k, v, keys, values, at):
+        if not self.torch.is_tensor(at):
+            return super().attend(q, k, v, keys, values, at)
+        keys.index_copy_(2, at, k)
+        values.index_copy_(2, at, v)
+        seen = self.torch.arange(keys.shape[2])[None] <= at[:, None]
+        return self.torch.nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=seen, enable_gqa=True)
 
 
 class Transformers:
@@ -267,7 +297,7 @@ def main():
         write_weights(work)
         return
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries print, too
-    runner = {"original": Original, "torch": Torch, "transformers": Transformers, "llama.cpp": Llama}[system](work, threads, checkout)
+    runner = {"original": Original, "torch": Torch, "torch.compile": Compiled, "transformers": Transformers, "llama.cpp": Llama}[system](work, threads, checkout)
     for line in sys.stdin:
         question = json.loads(line)
         if question.get("tokens"):

@@ -21,10 +21,11 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = {
     "original": ["jax", "numpy", "ml_dtypes", "safetensors", "tiktoken", "orbax-checkpoint"],
     "torch": ["torch", "safetensors", "numpy"],
+    "torch.compile": ["torch", "safetensors", "numpy"],
     "transformers": ["torch", "transformers"],
     "llama.cpp": ["llama-cpp-python", "gguf"],
 }
-SAME_MODEL = ("original", "torch")
+SAME_MODEL = ("original", "torch", "torch.compile")
 SHAPE = {"seqlen": 2048, "vocab_size": 50304, "d_emb": 768, "num_layers": 12, "q_heads": 8, "kv_heads": 4}
 
 
@@ -100,7 +101,7 @@ def main():
     parser.add_argument("checkout")
     parser.add_argument("--kvmesh", default=str(ROOT / "build/kvmesh"))
     parser.add_argument("--venv", type=Path, default=Path(tempfile.gettempdir()) / "kvmesh-compare")
-    parser.add_argument("--systems", default="kvmesh,original,torch,transformers,llama.cpp")
+    parser.add_argument("--systems", default="kvmesh,original,torch,torch.compile,transformers,llama.cpp")
     parser.add_argument("--dtypes", default="bfloat16,float32")
     parser.add_argument("--cases", default="1x512,8x128,32x32", help="batch x prompt")
     parser.add_argument("--new-tokens", type=int, default=16)
