@@ -79,7 +79,11 @@ Ids read_vocabulary(const JsonValue& vocab, TokenizerParts& parts) {
 std::array<std::string_view, 2> read_pair(const JsonValue& merge) {
   if (merge.json().is_array()) {
     if (merge.list_size() != 2) merge.refuse("is not a pair");
-    return {merge[0].string(), merge[1].string()};
+    const auto part = [&](std::size_t i) -> std::string_view {
+      const nlohmann::json& text = merge.json()[i];
+      return text.is_string() ? text.get_ref<const std::string&>() : merge[i].string();
+    };
+    return {part(0), part(1)};
   }
   const std::string_view text = merge.string();
   const std::size_t space = text.find(' ');

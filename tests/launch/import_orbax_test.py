@@ -331,6 +331,7 @@ class HuggingFace(ImportTest):
             exported = self.converted("export", "--to", "hf", native, name=f"{name}-hf")
             for dtype in ("float32", "bfloat16"):
                 self.assertEqual(self.said(exported, dtype), self.said(native, dtype))
+        self.assertIn(b"without the tokenizer", self.convert("export", "--to", "hf", native, "--output", self.path("again")).stdout)
 
     def test_another_up_than_gate(self):
         exported = self.converted("export", "--to", "hf", self.native()[0])
