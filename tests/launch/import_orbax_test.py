@@ -131,6 +131,8 @@ class Orbax(ImportTest):
                              ({"seqlen": 32, "window_pattern": "X"}, "window_pattern")):
             self.refused(*plain, "--config", self.write("config.json", json.dumps(config)), parts=[part])
         self.refused(*plain, "--config", self.write("config.json", "[" * 100000), parts=["config.json", "deep"])
+        for key in ("rope_theta", "norm_eps", "logit_soft_cap"):
+            self.refused(*plain, "--config", self.write("config.json", f'{{"seqlen": 32, "{key}": 1e999}}'), parts=["config.json", key])
         there = self.write("there", "kept")
         self.assert_one_line_error(self.convert(*plain, "--seqlen", 32, "--output", there), 1, there, "already")
         self.assertEqual(there.read_text(), "kept")
