@@ -21,10 +21,17 @@ std::vector<SafetensorsFolder::Entry> find_params(const SafetensorsFolder& files
   std::vector<SafetensorsFolder::Entry> entries;
   std::unordered_set<std::string_view> taken;
   const std::string_view prefix = optional_prefix(config);
+  const auto find = [&](const std::string& name, const Shape& shape) {
+    auto found = files.tensors().find(name);
+    if (found == files.tensors().end() && !prefix.empty() && name.starts_with(prefix)) found = files.tensors().find(std::string_view(name).substr(prefix.size()));
+    check(found != files.tensors().end(), "{}: tensor \"{}\" {} is missing", files.path().string(), name, to_string(shape));
+    return found;
+  };
+  const auto same = [](const SafetensorsFolder::Entry& a, const SafetensorsFolder::Entry& b) {
+    return a.tensor->dtype == b.tensor->dtype && a.tensor->shape == b.tensor->shape && std::memcmp(a.file->data(*a.tensor), b.file->data(*b.tensor), a.tensor->bytes) == 0;
+  };
   for (const ParamSpec& spec : param_specs(config)) {
-    auto found = files.tensors().find(spec.name);
-    if (found == files.tensors().end() && !prefix.empty() && spec.name.starts_with(prefix)) found = files.tensors().find(std::string_view(spec.name).substr(prefix.size()));
-    check(found != files.tensors().end(), "{}: tensor \"{}\" {} is missing", files.path().string(), spec.name, to_string(spec.shape));
+    const auto found = find(spec.name, spec.shape);
     const auto& [file, tensor] = found->second;
     check(tensor->shape == spec.shape, "{}: tensor \"{}\" is {}, but config.json asks for {}", file->path().string(), tensor->name,
           to_string(tensor->shape), to_string(spec.shape));
@@ -35,10 +42,14 @@ std::vector<SafetensorsFolder::Entry> find_params(const SafetensorsFolder& files
   }
   const auto copy = config.tied_embeddings ? files.tensors().find("lm_head.weight") : files.tensors().end();
   if (copy != files.tensors().end()) {
-    const auto& [file, tensor] = copy->second;
-    const auto& [embed_file, embed] = entries[0];
-    const bool same = tensor->dtype == embed->dtype && tensor->shape == embed->shape && std::memcmp(file->data(*tensor), embed_file->data(*embed), embed->bytes) == 0;
-    check(same, "{}: tensor \"lm_head.weight\" is not \"{}\", to which config.json ties it: set \"tie_word_embeddings\" to false to use it", file->path().string(), embed->name);
+    check(same(copy->second, entries[0]), "{}: tensor \"lm_head.weight\" is not \"{}\", to which config.json ties it: set \"tie_word_embeddings\" to false to use it",
+          copy->second.file->path().string(), entries[0].tensor->name);
+  }
+  for (const auto& [name, original] : param_copies(config)) {
+    const auto found = find(name, {config.mlp_width(), config.d_emb});
+    check(same(found->second, find(original, {})->second), "{}: tensor \"{}\" is not \"{}\": kvmesh has \"hidden_act\" relu only where the two are one",
+          found->second.file->path().string(), name, original);
+    taken.insert(found->first);
   }
   for (const auto& [name, entry] : files.tensors())
     check(taken.contains(name) || is_passed_over(config, name), "{}: tensor {} is none of this model's", entry.file->path().string(), shown(name));

@@ -13,7 +13,9 @@ const nlohmann::json null;
 
 }  // namespace
 
-void JsonValue::refuse(std::string_view why) const { fail(Fault::usage, "{}: {} {}", file_.string(), shown(path_), why); }
+void JsonValue::refuse(std::string_view why) const { fail(Fault::usage, "{}: {} {}", file_.string(), shown(path()), why); }
+
+std::string JsonValue::path() const { return index_ ? fmt::format("{}[{}]", path_, *index_) : path_; }
 
 bool JsonValue::boolean() const {
   if (!value_.is_boolean()) refuse("is not true or false");
@@ -39,10 +41,10 @@ std::size_t JsonValue::list_size() const {
 JsonValue JsonValue::operator[](std::string_view key) const {
   if (!value_.is_object()) refuse("is not an object");
   const auto found = value_.find(std::string(key));
-  return {found == value_.end() ? null : *found, file_, path_.empty() ? std::string(key) : fmt::format("{}.{}", path_, key)};
+  return {found == value_.end() ? null : *found, file_, path().empty() ? std::string(key) : fmt::format("{}.{}", path(), key)};
 }
 
-JsonValue JsonValue::operator[](std::size_t index) const { return {value_[index], file_, fmt::format("{}[{}]", path_, index)}; }
+JsonValue JsonValue::operator[](std::size_t index) const { return {value_[index], file_, path(), index}; }
 
 void JsonValue::only(std::initializer_list<std::string_view> keys) const {
   if (!value_.is_object()) refuse("is not an object");

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <initializer_list>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -15,7 +16,8 @@ namespace kvmesh {
 /// Refers to the JSON and to the file's name, which the caller keeps alive.
 class JsonValue {
  public:
-  JsonValue(const nlohmann::json& value, const std::filesystem::path& file, std::string path = "") : value_(value), file_(file), path_(std::move(path)) {}
+  JsonValue(const nlohmann::json& value, const std::filesystem::path& file, std::string path = "", std::optional<std::size_t> index = {})
+      : value_(value), file_(file), path_(std::move(path)), index_(index) {}
 
   const nlohmann::json& json() const { return value_; }
   bool is_null() const { return value_.is_null(); }
@@ -36,9 +38,12 @@ class JsonValue {
   [[noreturn]] void refuse(std::string_view why) const;
 
  private:
+  std::string path() const;
+
   const nlohmann::json& value_;
   const std::filesystem::path& file_;
-  std::string path_;
+  std::string path_;                  // of the list, if there is an index, which is written only where somebody asks for it
+  std::optional<std::size_t> index_;
 };
 
 }  // namespace kvmesh

@@ -104,7 +104,8 @@ std::vector<ParamGroup> family_groups(const ModelConfig& c) {
     }
     matrix(Kind::wo, Kind::wo_bias, c.out_bias, {names.wo}, q, {D});
     norm(Kind::mlp_norm, Kind::mlp_norm_bias, names.mlp_norm);
-    matrix(Kind::fc1, Kind::fc1_bias, c.mlp_bias, names.fc1, D, std::vector<std::int64_t>(names.fc1.size(), F));
+    const std::size_t parts = c.activation == Activation::swiglu ? 2 : 1;
+    matrix(Kind::fc1, Kind::fc1_bias, c.mlp_bias, {names.fc1.begin(), names.fc1.begin() + static_cast<std::ptrdiff_t>(parts)}, D, std::vector<std::int64_t>(parts, F));
     matrix(Kind::fc2, Kind::fc2_bias, c.mlp_bias, {names.fc2}, F, {D});
   }
   layer = 0;
@@ -130,6 +131,17 @@ std::vector<ParamSpec> param_specs(const ModelConfig& config) {
     }
   }
   return specs;
+}
+
+std::vector<std::pair<std::string, std::string>> param_copies(const ModelConfig& config) {
+  std::vector<std::pair<std::string, std::string>> copies;
+  const Names& names = names_of(config);
+  if (config.native() || names.fc1.size() == 1 || config.activation == Activation::swiglu) return copies;
+  for (std::int64_t i = 0; i < config.num_layers; ++i) {
+    const auto name = [&](const char* called) { return fmt::format("{}{}{}.{}.weight", names.prefix, names.block, i, called); };
+    copies.emplace_back(name(names.fc1[1]), name(names.fc1[0]));
+  }
+  return copies;
 }
 
 std::string_view optional_prefix(const ModelConfig& config) { return config.native() ? "" : names_of(config).prefix; }

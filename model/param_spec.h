@@ -6,6 +6,7 @@
 
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace kvmesh {
@@ -35,6 +36,9 @@ std::vector<ParamGroup> param_groups(const ModelConfig& config);
 
 /// All parameters of a model, in the checkpoint's order, each once.
 std::vector<ParamSpec> param_specs(const ModelConfig& config);
+
+/// Tensors that must be there and be copies of parameters, with the parameter's name: the second matrix of a gated MLP that is computed as relu(z)².
+std::vector<std::pair<std::string, std::string>> param_copies(const ModelConfig& config);
 
 /// What names begin with that folders of the family have with or without it ("transformer.", "model."); empty: nothing.
 std::string_view optional_prefix(const ModelConfig& config);

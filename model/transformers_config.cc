@@ -127,7 +127,8 @@ void read_llama(ConfigKeys& keys, ModelConfig& c, double theta) {
   const std::int64_t fallback = c.family == "qwen3" ? 128 : c.d_emb / c.q_heads;
   c.head_size = keys.whole("head_dim", 1, max_width, &fallback);
   c.norm_eps = keys.real("rms_norm_eps", 1e-6, false);
-  c.activation = activation_of(keys, "hidden_act", "silu", {{"silu", Activation::swiglu}});
+  // relu(z) · z = relu(z)²: where gate and up are one matrix, which find_params sees to.
+  c.activation = activation_of(keys, "hidden_act", "silu", {{"silu", Activation::swiglu}, {"relu", Activation::relu_squared}});
   c.norm_weights = true;
   c.head_norms = c.family == "qwen3" ? ModelConfig::HeadNorms::weighted : ModelConfig::HeadNorms::none;
   if (c.family == "qwen2") {

@@ -11,6 +11,7 @@ from pathlib import Path
 
 BYTES = {"F32": 4, "BF16": 2, "F16": 2}  # of a weight, by safetensors' names
 MOST_JSON, MOST_HEADER = 64 << 20, 100_000_000
+MOST_VALUES = 4_000_000  # of JSON; a value of two bytes takes a hundred in memory
 
 
 class Refused(Exception):
@@ -45,9 +46,11 @@ def read_bytes(path, most):
 
 
 def parse_json(text, source):
+    """The object that `text`, bytes, is."""
     def no_number(word):
         raise ValueError(f"{word} is no number")
 
+    check(sum(map(text.count, (b",", b"[", b"{"))) <= MOST_VALUES, f"{source}: over {MOST_VALUES} JSON values")
     try:
         value = json.loads(text, parse_constant=no_number)
     except RecursionError:
@@ -91,6 +94,7 @@ class Safetensors:
                 header = parse_json(file.read(begin - 8), path)
         except OSError as e:
             raise Refused(f"{path}: {e.strerror}") from None
+        end = begin  # of all tensors, were they one behind the other
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
@@ -101,7 +105,9 @@ class Safetensors:
             check(isinstance(shape, list) and len(shape) <= 4 and all(map(is_size, shape)), f"{what}: has no shape")
             check(isinstance(offsets, list) and len(offsets) == 2 and all(map(is_size, offsets)), f"{what}: has no data_offsets")
             check(offsets[1] - offsets[0] == math.prod(shape) * BYTES[entry["dtype"]] and begin + offsets[1] <= size, f"{what}: its data_offsets do not fit")
+            end += offsets[1] - offsets[0]
             self.tensors[name] = (entry["dtype"], shape, path, begin + offsets[0])
+        check(end <= size, f"{path}: tensors lie over each other")
 
     def bytes_of(self, name):
         dtype, shape, path, offset = self.tensors[name]
@@ -124,6 +130,9 @@ def write_safetensors(path, tensors, bytes_of):
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    free = shutil.disk_usage(path.parent).free
+    if offset > free:
+        raise Refused(f"{path}: {offset} bytes of weights, but {free} bytes are free", 74)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, dtype, shape in tensors:

@@ -63,4 +63,4 @@ def export_hf(args):
             "sliding_window": window + 1 if slides else None,  # theirs counts the query itself
             "max_window_layers": 0 if slides else config["num_layers"], "bos_token_id": None, "eos_token_id": None, "dtype": config["dtype"]})
         write_safetensors(out / "model.safetensors", [(name, files.tensors[ours][0] if ours else norm_dtype, shape) for name, (ours, shape) in tensors.items()], bytes_of)
-    return f"{args.output}: Qwen3ForCausalLM, {len(tensors)} tensors"
+    return f"{args.output}: Qwen3ForCausalLM, {len(tensors)} tensors" + (", without the tokenizer" if (source / "tokenizer.tiktoken").exists() or (source / "tokenizer.json").exists() else "")

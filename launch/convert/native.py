@@ -1,5 +1,6 @@
 """kvmesh's own checkpoint folders, the original program's architecture: config.json, and the names and shapes of its weights (docs/checkpoint.md)."""
 
+import math
 import re
 
 from folder import Refused, Safetensors, brief, check, is_size, read_json
@@ -64,9 +65,9 @@ def checked_config(config, source):
     if config["local_window_size"] is None:
         config["local_window_size"] = config["seqlen"] // 4
     for key in ("rope_theta", "norm_eps"):
-        check(type(config[key]) in (int, float) and config[key] > 0, f"{source}: \"{key}\" must be a number above 0")
+        check(type(config[key]) in (int, float) and 0 < config[key] < math.inf, f"{source}: \"{key}\" must be a number above 0")
     config["logit_soft_cap"] = config["logit_soft_cap"] or 0
-    check(type(config["logit_soft_cap"]) in (int, float) and config["logit_soft_cap"] >= 0, f"{source}: \"logit_soft_cap\" must be a number not below 0")
+    check(type(config["logit_soft_cap"]) in (int, float) and 0 <= config["logit_soft_cap"] < math.inf, f"{source}: \"logit_soft_cap\" must be a number not below 0")
     return config
 
 

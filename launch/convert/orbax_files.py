@@ -1,16 +1,21 @@
 """Orbax checkpoints of the original program, read with tensorstore alone, and written by the orbax-checkpoint package itself."""
 
+import math
 import os
 import re
 import stat
 from pathlib import Path
 
 from arrays import array_of, check_finite, converted, little_endian_bytes, need
+from bounded import bounded
 from folder import Refused, brief, check, copy_file, is_there, new_folder, newest, read_json, write_json, write_safetensors
 from native import DEFAULTS, SHAPE_KEYS, check_shapes, checked_config, open_folder, shape_from, specs_of
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 MOST_FILES = 1 << 20
+ROOM = 256 << 20  # bytes of memory that tensorstore may take for itself; opening an array takes 30 MB
+COPIES = 4        # of an array that it may hold while it reads it; 3 were seen
+THREADS = 4       # each holds an unpacked chunk
 
 
 def find_tree(source, step):
@@ -46,21 +51,22 @@ def check_files(tree):
 
 
 class Tree:
-    """The arrays of an Orbax checkpoint, opened: `arrays`, name → tensorstore array."""
+    """The arrays of an Orbax checkpoint, opened: `arrays`, name → tensorstore array. `within`: bounded's, for tensorstore unpacks chunks and OCDBT's nodes whatever they come to."""
 
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, folder, within):
+        self.folder, self.within = folder, within
         check_files(folder)
         metadata = read_json(folder / "_METADATA")
         self.driver = "zarr3" if metadata.get("use_zarr3") is True else "zarr"
         self.ocdbt = metadata.get("use_ocdbt", (folder / "manifest.ocdbt").exists()) is True
         # Where every chunk was stored, one that is not there is lost; older checkpoints leave out chunks of zeros.
         self.fill = metadata.get("store_array_data_equal_to_fill_value") is not True
+        self.context = need("tensorstore")[0].Context({"data_copy_concurrency": {"limit": THREADS}, "file_io_concurrency": {"limit": THREADS}})
         self.arrays = {name: self._open(name) for name in self._names(metadata.get("tree_metadata"))}
 
     def _names(self, leaves):
         check(isinstance(leaves, dict) and leaves, f"{self.folder}/_METADATA: has no tree_metadata")
-        names = []
+        names = {}
         for key, leaf in leaves.items():
             try:
                 parts = [str(k["key"]) for k in leaf["key_metadata"]]
@@ -74,27 +80,36 @@ class Tree:
             # Each is a path inside the checkpoint: parts of other letters are no weight of the model anyhow.
             check(all(re.fullmatch(r"\w{1,64}", p, re.ASCII) for p in parts) and len(parts) <= 8, f"{self.folder}: the tensor {brief(name)} is none of the original program's model")
             check(name not in names, f"{self.folder}/_METADATA: {name} is there twice")
-            names.append(name)
+            names[name] = True
         return names
+
+    def _ask(self, name, what, size, ask):
+        """What tensorstore answers with `size` bytes of memory."""
+        cannot = f"{self.folder}: the tensor {name} cannot be {what}"
+        with self.within(size, f"{cannot} in {size >> 20} MiB of memory: what is packed in it is far larger than it should be"):
+            try:
+                return ask().result()
+            except MemoryError:
+                raise
+            except Exception as e:  # tensorstore throws what its C++ status maps to: ValueError, OSError, RuntimeError …
+                raise Refused(f"{cannot}: {brief(e, 300)}") from None
 
     def _open(self, name):
         ts, = need("tensorstore")
         file = {"driver": "file", "path": f"{self.folder}/"}
         kvstore = {"driver": "ocdbt", "base": file, "path": f"{name}/"} if self.ocdbt else file | {"path": f"{self.folder}/{name}/"}
-        try:
-            array = ts.open({"driver": self.driver, "kvstore": kvstore, "fill_missing_data_reads": self.fill}, open=True, read=True).result()
-        except Exception as e:  # tensorstore throws what its C++ status maps to: ValueError, OSError, RuntimeError …
-            raise Refused(f"{self.folder}: the tensor {name} cannot be opened: {brief(e, 300)}") from None
+        spec = {"driver": self.driver, "kvstore": kvstore, "fill_missing_data_reads": self.fill}
+        array = self._ask(name, "opened", ROOM, lambda: ts.open(spec, open=True, read=True, context=self.context))
         check(array.dtype.name in DTYPES, f"{self.folder}: the tensor {name} is {array.dtype.name}; weights are float32, bfloat16 or float16")
-        chunk = array.chunk_layout.read_chunk.shape or ()
-        check(len(array.shape) <= 3 and all(c <= max(s, 1) for c, s in zip(chunk, array.shape)), f"{self.folder}: the tensor {name} has chunks {list(chunk)}, beyond its shape {list(array.shape)}")
+        for chunk in (array.chunk_layout.read_chunk.shape or (), array.chunk_layout.write_chunk.shape or ()):
+            check(len(array.shape) <= 3 and all(c <= max(s, 1) for c, s in zip(chunk, array.shape)), f"{self.folder}: the tensor {name} has chunks {list(chunk)}, beyond its shape {list(array.shape)}")
+            chunks = math.prod(-(-s // c) for c, s in zip(chunk, array.shape))
+            check(chunks <= MOST_FILES, f"{self.folder}: the tensor {name} has {chunks} chunks; there may be {MOST_FILES}")
         return array
 
     def read(self, name):
-        try:
-            array = self.arrays[name].read().result()
-        except Exception as e:
-            raise Refused(f"{self.folder}: the tensor {name} cannot be read: {brief(e, 300)}") from None
+        array = self.arrays[name]
+        array = self._ask(name, "read", ROOM + COPIES * math.prod(array.shape) * array.dtype.numpy_dtype.itemsize, array.read)
         check_finite(array, name, self.folder)
         return array
 
@@ -113,9 +128,15 @@ def config_for(tree, given, source):
 
 
 def import_orbax(args):
+    with new_folder(args.output) as out:
+        return bounded(lambda within: fill(out, args, within))
+
+
+def fill(out, args, within):
+    """The checkpoint folder `out` with what `args` asks for; says what it was."""
     need("numpy", "ml_dtypes", "tensorstore")
     folder, step = find_tree(Path(os.path.abspath(args.source)), args.step)
-    tree = Tree(folder)
+    tree = Tree(folder, within)
     given = read_json(args.config, 1 << 20) if args.config else {}
     if args.seqlen is not None:
         check(given.get("seqlen", args.seqlen) == args.seqlen, f"--seqlen {args.seqlen}: {args.config} says {brief(given.get('seqlen'))}")
@@ -129,11 +150,10 @@ def import_orbax(args):
         return converted(little_endian_bytes(tree.read(name)), DTYPES[tree.arrays[name].dtype.name], kept[name], name)
 
     specs = specs_of(config)
-    with new_folder(args.output) as out:
-        write_json(out / "config.json", config)
-        write_safetensors(out / "model.safetensors", [(name, kept[name], shape) for name, shape in specs.items()], bytes_of)
-        if args.tokenizer:
-            copy_file(args.tokenizer, out / "tokenizer.tiktoken")
+    write_json(out / "config.json", config)
+    write_safetensors(out / "model.safetensors", [(name, kept[name], shape) for name, shape in specs.items()], bytes_of)
+    if args.tokenizer:
+        copy_file(args.tokenizer, out / "tokenizer.tiktoken")
     return f"{args.output}: {len(specs)} tensors of {folder}" + (f", step {step}" if step is not None else "")
 
 

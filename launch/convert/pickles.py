@@ -12,7 +12,8 @@ from collections import namedtuple
 
 from folder import BYTES, Refused, brief, check, is_size, read_bytes
 
-MOST_PICKLE = 64 << 20
+MOST_PICKLE, MOST_RANK = 64 << 20, 8
+MOST_TOKEN = 1 << 10  # bytes; the longest in use have 128
 Storage = namedtuple("Storage", "dtype key size")  # size in elements
 Tensor = namedtuple("Tensor", "dtype shape key offset")  # offset in elements
 # Not among them: the older ways to make objects (INST, OBJ), the registry (EXT1 …), out-of-band buffers, sets, and the text forms of protocol 0.
@@ -33,7 +34,7 @@ def empty_dict(*arguments):
 
 
 def rebuild_tensor(storage, offset, shape, stride, *_):
-    check(isinstance(storage, Storage) and is_size(offset) and isinstance(shape, tuple) and all(map(is_size, shape)), "a tensor is not described as PyTorch does")
+    check(isinstance(storage, Storage) and is_size(offset) and isinstance(shape, tuple) and len(shape) <= MOST_RANK and all(map(is_size, shape)), "a tensor is not described as PyTorch does")
     dense = tuple(math.prod(shape[i + 1:]) for i in range(len(shape)))
     check(stride == dense or 0 in shape, f"a tensor of shape {brief(shape)} is not stored row after row")
     check(offset + math.prod(shape) <= storage.size, f"a tensor of shape {brief(shape)} goes beyond its storage")
@@ -160,6 +161,7 @@ def read_encoding(path):
     pattern, ranks, special = (state.get(k) for k in ("pat_str", "mergeable_ranks", "special_tokens"))
     check(isinstance(pattern, str) and isinstance(ranks, dict) and isinstance(special, dict), f"{path}: not a pickled tiktoken Encoding")
     check(all(isinstance(k, bytes) and k and is_size(v) for k, v in ranks.items()), f"{path}: its ranks do not map bytes to numbers")
+    check(max(map(len, ranks), default=0) <= MOST_TOKEN, f"{path}: a token is longer than {MOST_TOKEN} bytes")
     check(all(isinstance(k, str) and k and is_size(v) for k, v in special.items()), f"{path}: its special tokens do not map texts to ids")
     check(sorted(ranks.values()) == list(range(len(ranks))), f"{path}: its ranks are not 0 to {len(ranks) - 1}, each once")
     check(all(bytes([b]) in ranks for b in range(256)), f"{path}: a byte has no rank")

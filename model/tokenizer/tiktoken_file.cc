@@ -4,15 +4,17 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <fstream>
-#include <iterator>
 #include <system_error>
 #include <unordered_map>
 
+#include "model/json_file.h"
 #include "runtime/check.h"
 
 namespace kvmesh {
 namespace {
+
+constexpr std::size_t max_bytes = std::size_t{64} << 20;
+constexpr std::size_t max_token = 1 << 10;  // bytes; the longest in use have 128, and each place to cut a token is looked at
 
 /// Appends what `text` encodes. False if it is not base64 (RFC 4648, padded, no stray bits) of at least one byte.
 bool decode_base64(std::string_view text, std::vector<char>& bytes) {
@@ -41,14 +43,6 @@ bool decode_base64(std::string_view text, std::vector<char>& bytes) {
   return (bits & ((1u << count) - 1)) == 0;
 }
 
-std::string read_all(const std::filesystem::path& file) {
-  std::ifstream in(file, std::ios::binary);
-  check(in.is_open() && !std::filesystem::is_directory(file), "{}: cannot be opened as a file of token ranks", file.string());
-  std::string text(std::istreambuf_iterator<char>(in), {});
-  check(!in.bad(), "{}: reading failed", file.string());
-  return text;
-}
-
 /// The start of `text` for an error message, with anything unprintable as a question mark.
 std::string excerpt(std::string_view text) {
   std::string shown(text.substr(0, 40));
@@ -63,7 +57,7 @@ TiktokenFile read_tiktoken_file(const std::filesystem::path& file) {
     std::size_t begin = 0, size = 0;  // in `bytes`; size 0: none
     std::size_t line = 0;
   };
-  const std::string text = read_all(file);
+  const std::string text = read_file(file, max_bytes);
   TiktokenFile result{{}, 0, {}};
   result.bytes.reserve(text.size());  // never moves: base64 is longer than what it encodes
   std::vector<Token> by_rank;
@@ -82,6 +76,7 @@ TiktokenFile read_tiktoken_file(const std::filesystem::path& file) {
     Token token{result.bytes.size(), 0, line};
     require(decode_base64(content.substr(0, space), result.bytes), "the token is not base64");
     token.size = result.bytes.size() - token.begin;
+    require(token.size <= max_token, fmt::format("the token is longer than {} bytes", max_token));
 
     const std::string_view digits = content.substr(space + 1);
     std::int32_t rank = 0;

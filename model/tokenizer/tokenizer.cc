@@ -24,7 +24,7 @@ using SpecialTokens = std::map<std::string, std::int32_t>;
 bool is_json(const std::filesystem::path& file) {
   if (file.extension() == ".json") return true;
   char first = 0;
-  std::ifstream(file) >> first;
+  if (std::error_code none; std::filesystem::is_regular_file(file, none)) std::ifstream(file) >> first;
   return first == '{';
 }
 

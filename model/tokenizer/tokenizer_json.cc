@@ -17,6 +17,7 @@ namespace {
 
 constexpr std::size_t max_bytes = std::size_t{64} << 20;  // twice the largest in use
 constexpr std::size_t max_added = 1 << 14;                  // some have thousands
+constexpr std::size_t max_content = 1 << 10, max_contents = 1 << 20;  // bytes of one, and of all: a node of a trie each
 
 using Ids = std::unordered_map<std::string_view, std::int32_t>;
 
@@ -33,18 +34,17 @@ std::array<char32_t, 256> byte_characters() {
 
 /// The bytes that a byte-level vocabulary spells as `text`; `text` itself if it has a character that spells none.
 std::pair<std::string, bool> spelled_bytes(std::string_view text) {
-  static const std::unordered_map<char32_t, char> byte_of = [] {
-    std::unordered_map<char32_t, char> map;
+  static const std::vector<std::int32_t> byte_of = [] {
+    std::vector<std::int32_t> table(0x200, -1);
     const auto characters = byte_characters();
-    for (std::size_t b = 0; b < 256; ++b) map[characters[b]] = static_cast<char>(b);
-    return map;
+    for (std::size_t b = 0; b < 256; ++b) table[characters[b]] = static_cast<std::int32_t>(b);
+    return table;
   }();
   std::string bytes;
   for (std::size_t at = 0; at < text.size();) {
     const Character next = character_at(text, at);
-    const auto byte = byte_of.find(next.code);
-    if (byte == byte_of.end()) return {std::string(text), false};
-    bytes += byte->second;
+    if (next.code >= byte_of.size() || byte_of[next.code] < 0) return {std::string(text), false};
+    bytes += static_cast<char>(byte_of[next.code]);
     at += next.length;
   }
   return {bytes, true};
@@ -79,7 +79,11 @@ Ids read_vocabulary(const JsonValue& vocab, TokenizerParts& parts) {
 std::array<std::string_view, 2> read_pair(const JsonValue& merge) {
   if (merge.json().is_array()) {
     if (merge.list_size() != 2) merge.refuse("is not a pair");
-    return {merge[0].string(), merge[1].string()};
+    const auto part = [&](std::size_t i) -> std::string_view {
+      const nlohmann::json& text = merge.json()[i];
+      return text.is_string() ? text.get_ref<const std::string&>() : merge[i].string();
+    };
+    return {part(0), part(1)};
   }
   const std::string_view text = merge.string();
   const std::size_t space = text.find(' ');
@@ -154,6 +158,7 @@ void read_added_token(const JsonValue& value, const Ids& ids, std::int32_t& next
   AddedToken token{value["content"].string(), value["id"].integer(0, rank_limit - 1), value["single_word"].boolean(), value["lstrip"].boolean(),
                    value["rstrip"].boolean(), value["normalized"].boolean()};
   if (token.text.empty()) value["content"].refuse("is empty");
+  if (token.text.size() > max_content) value["content"].refuse(fmt::format("has over {} bytes", max_content));
   if (!contents.insert(token.text).second) value["content"].refuse("is there already");
   // The package gives the ids itself; a file that it did not write may say others.
   const auto found = ids.find(token.text);
@@ -190,7 +195,12 @@ TokenizerParts read_tokenizer_json(const std::filesystem::path& file) {
     auto next_id = static_cast<std::int32_t>(ids.size());
     check(added.list_size() <= max_added, "{}: over {} added tokens", file.string(), max_added);
     std::unordered_set<std::string> contents;
-    for (std::size_t i = 0; i < added.list_size(); ++i) read_added_token(added[i], ids, next_id, contents, parts);
+    std::size_t bytes = 0;
+    for (std::size_t i = 0; i < added.list_size(); ++i) {
+      read_added_token(added[i], ids, next_id, contents, parts);
+      bytes += parts.added.back().text.size();
+      check(bytes <= max_contents, "{}: over {} bytes of added tokens", file.string(), max_contents);
+    }
   }
   read_post_processor(all["post_processor"], parts);
   return parts;

@@ -59,18 +59,28 @@ class Nanochat(ImportTest):
         done = self.run_command("tokenize", "--tokenizer", self.imported("first") / "tokenizer.json", input="".join(t + "\n" for t, _ in lines).encode())
         self.assertEqual([json.loads(line) for line in done.stdout.splitlines()], [i for _, i in lines], done.stderr)
 
-    def test_a_token_that_no_merges_make(self):
-        """A piece of text that is a token is that token for tiktoken, whether or not its parts are tokens."""
+    def with_last_token(self, token):
+        """A copy of the fixture whose tokenizer has another last token: its model's folder, and the rank."""
         Encoding = type("Encoding", (), {"__module__": "tiktoken.core", "__getstate__": lambda self: self.state, "__setstate__": lambda self, state: setattr(self, "state", state)})
         copy = self.copy("nanochat")
         with unittest.mock.patch.dict(sys.modules, {"tiktoken": types.ModuleType("tiktoken"), "tiktoken.core": types.SimpleNamespace(Encoding=Encoding)}):
             encoding = pickle.loads((copy / "tokenizer" / "tokenizer.pkl").read_bytes())
             ranks = encoding.state["mergeable_ranks"]
-            encoding.state["mergeable_ranks"] = {t: r for t, r in ranks.items() if r < len(ranks) - 1} | {b"qzx": len(ranks) - 1}
+            encoding.state["mergeable_ranks"] = {t: r for t, r in ranks.items() if r < len(ranks) - 1} | {token: len(ranks) - 1}
             (copy / "tokenizer" / "tokenizer.pkl").write_bytes(pickle.dumps(encoding))
-        out = self.converted("import", "--from", "nanochat", copy / "base_checkpoints" / "first", "--pickle")
+        return copy / "base_checkpoints" / "first", len(ranks) - 1
+
+    def test_a_token_that_no_merges_make(self):
+        """A piece of text that is a token is that token for tiktoken, whether or not its parts are tokens."""
+        copy, rank = self.with_last_token(b"qzx")
+        out = self.converted("import", "--from", "nanochat", copy, "--pickle")
         done = self.run_command("tokenize", "--tokenizer", out / "tokenizer.json", input=b"qzx qzx\n")
-        self.assertEqual(json.loads(done.stdout), [len(ranks) - 1, *b" qzx"])
+        self.assertEqual(json.loads(done.stdout), [rank, *b" qzx"])
+
+    def test_a_token_that_is_too_long(self):
+        """Its merges are looked for at every cut."""
+        copy, _ = self.with_last_token(b"q" * 1025)
+        self.refused("import", "--from", "nanochat", copy, "--pickle", parts=["tokenizer.pkl", "1024 bytes"])
 
     def test_chat_template(self):
         """A conversation is the prompt that nanochat's render_for_completion makes of it: the same log-probabilities come after it."""
@@ -151,6 +161,9 @@ class Nanochat(ImportTest):
         self.spoil_zip(lambda e: e.update({pkl: deep[:3] + b"X\x01\0\0\0a" + deep[3:] + b"s."}), "a is no tensor")
         self.spoil_zip(lambda e: e.update({pkl: b"\x80\x04]" + b"]" * 100000 + b"a" * 100000 + b"."}), "state dict")
         self.spoil_zip(lambda e: e.update({pkl: b"\x80\x04\x8f."}), "operation 0x8f")  # a set
+        many = b"(" + b"K\x01" * 9 + b"t"  # sizes, whose strides take the square of their number to work out
+        self.spoil_zip(lambda e: e.update({pkl: b"\x80\x02}X\x01\0\0\0actorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x001X\x03\0\0\0cpuK\x01tQK\0" + many + many + b"tRs."}),
+                       "not described")
         copy = self.copy("nanochat/base_checkpoints/first")
         os.truncate(copy / "model_000200.pt", 1000)
         self.refused("import", "--from", "nanochat", copy, "--pickle", parts=["model_000200.pt", "zip"])

@@ -33,6 +33,36 @@ def crc32c(data):
     return crc ^ 0xFFFFFFFF
 
 
+def zstd_bomb():
+    """A frame of RFC 8878 that does not say its size: blocks of 128 KB of zeros in 4 bytes each, 1 GB together."""
+    block = (1 << 1 | 1 << 17 << 3).to_bytes(3, "little") + b"\0"
+    return bytes.fromhex("28b52ffd0038") + 8191 * block + bytes([block[0] | 1]) + block[1:]
+
+
+# What unpacks to 512 MB, by tensorstore itself: a chunk in argv[1], or in the OCDBT store argv[1] a node with all that is there and zeros besides.
+BLOSC_BOMB = """
+import sys, tensorstore as ts
+store = {"driver": "file", "path": sys.argv[1] + "/"}
+metadata = {"shape": [1 << 29], "chunks": [1 << 29], "dtype": "|u1", "fill_value": None, "compressor": {"id": "blosc", "cname": "zstd", "clevel": 5, "shuffle": 0}}
+array = ts.open({"driver": "zarr", "kvstore": store, "metadata": metadata, "store_data_equal_to_fill_value": True}, create=True).result()
+array.write(0).result()
+"""
+OCDBT_BOMB = """
+import shutil, sys, tensorstore as ts
+def store(folder, **config):
+    return ts.KvStore.open({"driver": "ocdbt", "base": {"driver": "file", "path": folder + "/"}, "config": config}).result()
+old, new = store(sys.argv[1]), store(sys.argv[1] + "/new", max_inline_value_bytes=1 << 20, max_decoded_node_bytes=(1 << 32) - 1)
+with ts.Transaction() as transaction:
+    for key in old.list().result():
+        new.with_transaction(transaction)[key] = old[key]
+    for i in range(512):
+        new.with_transaction(transaction)[f"blocks.0.{i:03}"] = bytes(1 << 20)
+for name in ("d", "manifest.ocdbt"):
+    shutil.move(sys.argv[1] + "/" + name, sys.argv[1] + "/old-" + name)
+    shutil.move(sys.argv[1] + "/new/" + name, sys.argv[1] + "/" + name)
+"""
+
+
 @unittest.skipUnless(READS, NEEDS)
 class Orbax(ImportTest):
     def check_weights(self, folder, case):
@@ -101,6 +131,8 @@ class Orbax(ImportTest):
                              ({"seqlen": 32, "window_pattern": "X"}, "window_pattern")):
             self.refused(*plain, "--config", self.write("config.json", json.dumps(config)), parts=[part])
         self.refused(*plain, "--config", self.write("config.json", "[" * 100000), parts=["config.json", "deep"])
+        for key in ("rope_theta", "norm_eps", "logit_soft_cap"):
+            self.refused(*plain, "--config", self.write("config.json", f'{{"seqlen": 32, "{key}": 1e999}}'), parts=["config.json", key])
         there = self.write("there", "kept")
         self.assert_one_line_error(self.convert(*plain, "--seqlen", 32, "--output", there), 1, there, "already")
         self.assertEqual(there.read_text(), "kept")
@@ -112,10 +144,10 @@ class Orbax(ImportTest):
         self.assert_one_line_error(done, 1, "pip install tensorstore numpy ml_dtypes")
         self.assert_one_line_error(self.run_command("import", "--python", self.path("none")), 1, self.path("none"), "Python")
 
-    def spoilt(self, fixture, spoil, *parts):
+    def spoilt(self, fixture, spoil, *parts, code=1):
         folder = self.copy(f"orbax/{fixture}")
         spoil(folder)
-        self.refused("import", "--from", "orbax", folder, "--seqlen", 32, parts=parts)
+        self.refused("import", "--from", "orbax", folder, "--seqlen", 32, parts=parts, code=code)
 
     def change_tree(self, change):
         return lambda f: edit_json(f / "_METADATA", lambda m: change(m["tree_metadata"]))
@@ -156,6 +188,46 @@ class Orbax(ImportTest):
             (folder / "lm_head.weight" / "0.0").write_bytes(struct.pack("<320f", *[1.0] * 319, float("nan")))
 
         self.spoilt("plain", not_a_number, "lm_head.weight", "NaN")
+
+    def test_what_unpacks_to_far_more(self):
+        def run(script, *words):
+            subprocess.run([sys.executable, "-c", script, *words], env=ENVIRONMENT, check=True)
+
+        def chunk(compressor, data):
+            def spoil(folder):
+                edit_json(folder / "lm_head.weight" / ".zarray", lambda m: m.update(compressor=compressor))
+                (folder / "lm_head.weight" / "0.0").write_bytes(data)
+            return spoil
+
+        def node(folder):
+            run(OCDBT_BOMB, folder)
+            self.assertLess(sum(f.stat().st_size for f in (folder / "d").iterdir()), 1 << 16)
+
+        run(BLOSC_BOMB, self.path("blosc"))
+        blosc = (self.path("blosc") / "0").read_bytes()
+        self.assertLess(len(blosc), 1 << 17)
+        self.spoilt("plain", chunk({"id": "zstd", "level": 1}, zstd_bomb()), "lm_head.weight", "cannot be read")
+        self.spoilt("plain", chunk({"id": "blosc", "cname": "zstd", "clevel": 1, "shuffle": 0}, blosc), "lm_head.weight", "cannot be read in 256 MiB")
+        self.spoilt("bfloat16", node, "embed.weight", "cannot be opened in 256 MiB")
+
+    def test_what_says_that_it_is_huge(self):
+        def reshaped(change):
+            """Zeros where no chunk is stored. `change`: sizes to sizes."""
+            def spoil(folder):
+                edit_json(folder / "_METADATA", lambda m: m.pop("store_array_data_equal_to_fill_value"))
+                for zarray in folder.glob("*/.zarray"):
+                    edit_json(zarray, lambda m: m.update(dict(zip(("shape", "chunks"), change(zarray.parent.name, m["shape"])))))
+            return spoil
+
+        def wide(name, shape):
+            """32 TB: 2^23 tokens of a width of 2^20."""
+            sizes = {8: 1 << 20, 32: 1 << 22, 40: 1 << 23}
+            shape = [s << 17 if "attn" in name and i == (1 if name.endswith("wo") else 2) else sizes.get(s, s) for i, s in enumerate(shape)]
+            return shape, [-(-s // 16) for s in shape]
+
+        self.spoilt("plain", reshaped(wide), "bytes of weights", "free", code=74)
+        self.spoilt("plain", reshaped(lambda name, shape: ([shape[0], 1 << 23], [shape[0], 1]) if name == "lm_head.weight" else (shape, shape)), "lm_head.weight", "8388608 chunks")
+        self.spoilt("plain", lambda f: (f / "_METADATA").write_bytes(b'{"a": [' + b"[]," * 4_000_000 + b"[]]}"), "_METADATA", "4000000 JSON values")
 
     def test_ways_out_of_the_folder(self):
         secret = self.write("secret", "x" * 2000)
@@ -216,6 +288,12 @@ class HuggingFace(ImportTest):
         config = config_of(16, 3, logit_soft_cap=0) | change
         return write_checkpoint(self.path("native"), random_weights(config), config), config
 
+    def said(self, folder, dtype):
+        """Tokens and log-probabilities, greedy and drawn."""
+        rows = self.rows({"tokens": [5, 17, 3]}, {"tokens": [9]}, {"tokens": list(range(20)), "temperature": 1.3})
+        done = self.generate("--prompts", rows, "--ignore-eos", "--max-new-tokens", 10, "--logprobs", 3, "--dtype", dtype, checkpoint=folder)
+        return [[row[k] for k in ("tokens", "logprobs", "top_logprobs")] for row in done]
+
     def test_weights(self):
         native, config = self.native(window_pattern="SL", local_window_size=5, nope_global_attn=False, rope_theta=300)
         out = self.converted("export", "--to", "hf", native)
@@ -238,6 +316,47 @@ class HuggingFace(ImportTest):
         made = json.loads((out / "config.json").read_text())
         self.assertEqual([made[k] for k in ("layer_types", "sliding_window", "rope_parameters")],
                          [["sliding_attention", "full_attention", "full_attention"], 6, {"rope_type": "default", "rope_theta": 300.0}])
+
+    def test_read_back(self):
+        """kvmesh computes the same bits from the folder that it exported; what it makes of such folders at all, families_mpi_test holds to transformers."""
+        for name, change in (("windows", {"window_pattern": "SL", "local_window_size": 5, "nope_global_attn": False}), ("sliding", {"window_pattern": "S", "local_window_size": 3, "rope_theta": 300.0}),
+                             ("full", {"norm_eps": 1e-3})):
+            config = config_of(16, 3, logit_soft_cap=0) | change
+            native = write_checkpoint(self.path(name), random_weights(config), config)
+            if name == "full":  # its weights in the file as bfloat16
+                file = native / "model.safetensors"
+                data = file.read_bytes()
+                begin = 8 + int.from_bytes(data[:8], "little")
+                header = {k: v | {"dtype": "BF16", "data_offsets": [o // 2 for o in v["data_offsets"]]} for k, v in json.loads(data[8:begin]).items()}
+                text = json.dumps(header).encode()
+                file.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(data[i + 2:i + 4] for i in range(begin, len(data), 4)))
+            exported = self.converted("export", "--to", "hf", native, name=f"{name}-hf")
+            for dtype in ("float32", "bfloat16"):
+                self.assertEqual(self.said(exported, dtype), self.said(native, dtype))
+        self.assertIn(b"without the tokenizer", self.convert("export", "--to", "hf", native, "--output", self.path("again")).stdout)
+
+    def test_another_up_than_gate(self):
+        exported = self.converted("export", "--to", "hf", self.native()[0])
+        file = exported / "model.safetensors"
+        name = "model.layers.1.mlp.up_proj.weight"
+        data = file.read_bytes()
+        weight = read_safetensors(file)[name][2]
+        at = data.rindex(weight)  # behind the gate
+        file.write_bytes(data[:at] + bytes([weight[0] ^ 1]) + data[at + 1:])
+        self.assert_one_line_error(self.run_command("inspect", "--checkpoint", exported), 1, file, name, "hidden_act")
+
+    def test_tensors_that_lie_over_each_other(self):
+        native, config = self.native()
+        file = native / "model.safetensors"
+        tensors = read_safetensors(file)
+        header, data = {}, b""
+        for tensor, (dtype, shape, weights) in tensors.items():
+            of = header.get(tensor.replace("blocks.2.", "blocks.1."))  # the last block's are the one's before
+            header[tensor] = of or {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(weights)]}
+            data += b"" if of else weights
+        text = json.dumps(header).encode()
+        file.write_bytes(struct.pack("<Q", len(text)) + text + data)
+        self.refused("export", "--to", "hf", native, parts=[file, "over each other"])
 
     def test_what_has_no_class(self):
         self.refused("export", "--to", "hf", self.checkpoint, parts=["soft cap of 15"])

@@ -46,11 +46,11 @@ class ImportTest(CommandLineTest):
         self.assertFalse(out.with_name(out.name + ".partial").exists())
         return out
 
-    def refused(self, *words, parts=(), **more):
+    def refused(self, *words, parts=(), code=1, **more):
         """One line of error that has the parts in it, and nothing is left behind."""
         out = self.path("refused")
         done = self.convert(*words, "--output", out, **more)
-        self.assert_one_line_error(done, 1, *parts)
+        self.assert_one_line_error(done, code, *parts)
         self.assertEqual([f.name for f in self.folder.iterdir() if f.name.startswith(out.name)], [])
 
     def copy(self, fixture, name="copy"):

@@ -285,6 +285,7 @@ TEST(TokenizerJson, AddedTokensThatCannotBe) {
   refused({{"id", 7}, {"content", "<f>"}}, "\"added_tokens[1].id\" is 7, but \"<f>\" has the id 6: the next one behind model.vocab");
   refused({{"id", 6}, {"content", "ab"}}, "\"added_tokens[1].id\" is 6, but \"ab\" has the id 2: it is in model.vocab");
   refused({{"id", 6}}, "\"added_tokens[1].content\" is there already");
+  refused({{"id", 6}, {"content", std::string(1025, 'x')}}, "\"added_tokens[1].content\" has over 1024 bytes");
   refused({{"id", -1}}, "\"added_tokens[1].id\" is not a whole number");
   refused({{"id", 6}, {"content", "<f>"}, {"lstrip", nullptr}}, "\"added_tokens[1].lstrip\" is not true or false");
   refused({{"id", 6}, {"content", "<f>"}, {"more", 1}}, "\"added_tokens[1].more\" is not known here");
@@ -294,6 +295,12 @@ TEST(TokenizerJson, AddedTokensThatCannotBe) {
   gap["model"]["vocab"]["e"] = 7;
   gap["added_tokens"][0]["id"] = 7;
   EXPECT_PRED_FORMAT2(IsSubstring, "t.json: \"added_tokens[0].id\" is that of another token", refusal(gap.dump()));
+  json many = small();
+  for (std::int32_t i = 0; i < 1100; ++i) {
+    many["added_tokens"].push_back(many["added_tokens"][0]);
+    many["added_tokens"].back().update({{"id", 6 + i}, {"content", std::to_string(i) + std::string(1000, 'x')}});
+  }
+  EXPECT_PRED_FORMAT2(IsSubstring, "t.json: over 1048576 bytes of added tokens", refusal(many.dump()));
 }
 
 TEST(TokenizerJson, TextThatIsNoTokenizer) {
@@ -302,6 +309,10 @@ TEST(TokenizerJson, TextThatIsNoTokenizer) {
   EXPECT_PRED_FORMAT2(IsSubstring, "t.json: \"decoder\" is missing", refusal("{}"));
   EXPECT_PRED_FORMAT2(IsSubstring, "t.json: JSON nested deeper", refusal(R"({"normalizer": )" + std::string(100, '[')));
   EXPECT_PRED_FORMAT2(IsSubstring, "t.json: the key \"a\" stands twice", refusal(R"({"model": {"vocab": {"a": 0, "a": 1}}})"));
+  std::string many = R"({"model": [0)";
+  for (int i = 0; i < 4'000'000; ++i) many += ",0";
+  EXPECT_PRED_FORMAT2(IsSubstring, "t.json: over 4000000 JSON values", refusal(many + "]}"));
+  EXPECT_PRED_FORMAT2(IsSubstring, "t.json, line 2: not valid JSON at byte 13", refusal("{\"version\":\n}"));
   EXPECT_PRED_FORMAT2(IsSubstring, "t.json: longer than 67108864 bytes", refusal("{" + std::string(64 << 20, ' ') + "}"));
 }
 

@@ -11,6 +11,8 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include <sys/stat.h>
+
 #include <cstdlib>
 #include <optional>
 #include <ostream>
@@ -356,6 +358,7 @@ TEST(TiktokenFile, ErrorsNameFileAndLine) {
   refused("YWI= 256\rYWM= 257\n", "t:257: the rank is not a number");
   refused(std::string("\0 256\n", 6), "t:257: the token is not base64: \"? 256\"");
   refused(std::string(5000, 'A') + "\n", "AAA…\"");
+  refused(std::string(1368, 'A') + " 256\n", "t:257: the token is longer than 1024 bytes");  // 1026
 }
 
 TEST(TiktokenFile, WithoutEverySingleByte) {
@@ -373,8 +376,10 @@ TEST(TiktokenFile, FilesThatAreNone) {
   EXPECT_PRED_FORMAT2(IsSubstring, "t:1: ", refusal(garbage));
   EXPECT_PRED_FORMAT2(IsSubstring, "t:1: no space between token and rank: \"?PNG?\"", refusal("\x89PNG\r\r\n\x1a\n"));
   const Scratch scratch;
-  EXPECT_PRED_FORMAT2(IsSubstring, scratch.path().string() + ": cannot be opened", error_of([&] { read_tiktoken_file(scratch.path()); }));
-  EXPECT_PRED_FORMAT2(IsSubstring, "none.tiktoken: cannot be opened", error_of([&] { read_tiktoken_file(scratch.path() / "none.tiktoken"); }));
+  EXPECT_PRED_FORMAT2(IsSubstring, scratch.path().string() + ": not a regular file", error_of([&] { read_tiktoken_file(scratch.path()); }));
+  EXPECT_PRED_FORMAT2(IsSubstring, "none.tiktoken: No such file", error_of([&] { read_tiktoken_file(scratch.path() / "none.tiktoken"); }));
+  ASSERT_EQ(mkfifo((scratch.path() / "pipe.tiktoken").c_str(), 0600), 0);  // nobody writes into it
+  EXPECT_PRED_FORMAT2(IsSubstring, "pipe.tiktoken: not a regular file", error_of([&] { Tokenizer(scratch.path() / "pipe.tiktoken"); }));
 }
 
 }  // namespace
