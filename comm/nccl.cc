@@ -3,6 +3,7 @@
 #include "comm/nccl.h"
 
 #include "comm/waiting.h"
+#include "runtime/say.h"
 
 #include <cuda_runtime_api.h>
 #include <nccl.h>
@@ -94,7 +95,7 @@ class NcclCommunicator final : public Communicator {
         check_nccl(ncclCommDestroy(std::exchange(comm_, nullptr)), what);
       });
     } catch (const std::exception& e) {
-      fmt::print(stderr, "[rank {}] {}\n", rank(), e.what());
+      say("[rank {}] {}\n", rank(), e.what());
     }
   }
 

@@ -2,12 +2,14 @@
 #include "launch/commands.h"
 #include "launch/job/agree.h"
 #include "launch/job/checkup.h"
+#include "launch/job/file.h"
 #include "launch/job/generation.h"
 #include "launch/job/job.h"
 #include "launch/job/metrics.h"
 #include "launch/job/output.h"
 #include "launch/job/signals.h"
 #include "launch/job/trace.h"
+#include "runtime/say.h"
 
 #include <fmt/format.h>
 
@@ -49,7 +51,7 @@ void print_summary(const GenerateStats& s, std::int64_t errors, double seconds, 
   const auto rate = [](std::int64_t n, double t) { return t > 0 ? static_cast<double>(n) / t : 0.0; };
   double prefill = 0, decode = 0;  // of the rank with the most
   for (const TimeSplit& t : s.ranks) prefill = std::max(prefill, t.prefill), decode = std::max(decode, t.decode);
-  fmt::print(stderr, "kvmesh: {} rows{} in {:.2f} s on {} rank{} of {}; prefill {} tokens at {:.0f}/s, decode {} tokens at {:.0f}/s, all {:.0f} new tokens/s; first token after {:.0f} ms\n",
+  say("kvmesh: {} rows{} in {:.2f} s on {} rank{} of {}; prefill {} tokens at {:.0f}/s, decode {} tokens at {:.0f}/s, all {:.0f} new tokens/s; first token after {:.0f} ms\n",
              s.rows, errors ? fmt::format(" and {} error rows", errors) : "", seconds, s.ranks.size(), s.ranks.size() == 1 ? "" : "s", job.device->describe(), s.prompt_tokens, rate(s.prompt_tokens, prefill), s.decode_tokens,
              rate(s.decode_tokens, decode), rate(s.new_tokens, seconds), s.rows ? 1e3 * s.first_token_seconds / static_cast<double>(s.rows) : 0.0);
 }
@@ -71,6 +73,7 @@ int generate_command(std::span<const std::string> args, ProcessGroup& group) {
   bool complete = false;
   on_first_rank(ranks, [&] {
     const fs::path& file = o.mesh.output;
+    check_distinct({{"prompts", o.mesh.prompts}, {"output", file}, {"metrics", o.metrics.file}, {"prometheus", o.metrics.prometheus}, {"trace", o.metrics.trace}});
     if (file.empty() || file == "-" || (fs::exists(file) && !fs::is_regular_file(file) && !fs::is_directory(file))) {
       std::FILE* const stream = file.empty() || file == "-" ? stdout : std::fopen(file.c_str(), "w");
       check(stream != nullptr, "--output {}: {}", file.string(), std::strerror(errno));
@@ -84,7 +87,7 @@ int generate_command(std::span<const std::string> args, ProcessGroup& group) {
     if (!complete) output = make_file_output(file, identity, paths_of(o), o.fresh);
   });
   if (from_first_rank(ranks, complete)) {
-    if (first) fmt::print(stderr, "kvmesh: {} is complete\n", o.mesh.output.string());
+    if (first) say("kvmesh: {} is complete\n", o.mesh.output.string());
     return 0;
   }
 
@@ -111,7 +114,7 @@ int generate_command(std::span<const std::string> args, ProcessGroup& group) {
   const std::int64_t errors = largest(ranks, rows.errors() + (output ? output->errors_before() : 0));  // rank 0's; when it speaks, all have come here
   if (first) print_summary(stats, errors, metrics.wall_seconds(), job);
   metrics.end(stats, errors, metrics.wall_seconds() - looped);
-  if (first && stats.stopped) fmt::print(stderr, "kvmesh: stopped by a signal; the same command goes on\n");
+  if (first && stats.stopped) say("kvmesh: stopped by a signal; the same command goes on\n");
   return stats.stopped ? exit_stopped : errors ? exit_error_rows : 0;
 }
 

@@ -3,7 +3,9 @@
 #include "launch/job/agree.h"
 #include "launch/job/signals.h"
 #include "launch/options.h"
+#include "runtime/say.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 
 #include <cerrno>
@@ -39,6 +41,14 @@ constexpr const char* usage =
     "  scale      runs on 1 to all ranks, and a report on how that scales\n"
     "  --version  what was compiled in\n";
 
+// Standard streams that are closed stay so to whoever reads or writes them, but no file or socket that is opened later takes their
+// place, where messages would go into it.
+void occupy_closed_streams() {
+  for (int fd = 0; fd < 3; ++fd) {
+    if (fcntl(fd, F_GETFD) < 0) open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY);  // the lowest free one
+  }
+}
+
 // Runs `body`; what it throws, as an Error.
 template <typename Body>
 std::optional<Error> guarded(const Body& body) {
@@ -68,7 +78,7 @@ int run_alone(const Command& command) {
     if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) fail(Fault::io, "standard output: {}", std::strerror(errno));
   });
   if (failure) {
-    fmt::print(stderr, "kvmesh: {}\n", failure->what());
+    say("kvmesh: {}\n", failure->what());
     return static_cast<int>(failure->fault());
   }
   return code;
@@ -89,7 +99,7 @@ int run_on_mesh(int (*command)(std::span<const std::string>, ProcessGroup&), std
   if (lacks_pmix()) {
     const char* const rank = std::getenv("SLURM_PROCID");
     if (rank && std::string_view(rank) == "0") {
-      fmt::print(stderr, "kvmesh: srun has started {} tasks, and each would think it is alone: start them with srun --mpi=pmix\n", std::getenv("SLURM_STEP_NUM_TASKS"));
+      say("kvmesh: srun has started {} tasks, and each would think it is alone: start them with srun --mpi=pmix\n", std::getenv("SLURM_STEP_NUM_TASKS"));
     } else {
       std::this_thread::sleep_for(std::chrono::seconds(1));  // --kill-on-bad-exit would end the one that tells it
     }
@@ -102,17 +112,18 @@ int run_on_mesh(int (*command)(std::span<const std::string>, ProcessGroup&), std
   // A fault that all ranks have met alike (a wrong option, say) is told once and ends the job in order. Else this rank tells it and
   // ends the others, which may still be computing or waiting for it; the delay leaves the telling to the lowest rank at fault.
   if (group.all_arrive(std::chrono::seconds(2))) {
-    if (group.rank() == 0) fmt::print(stderr, "kvmesh: {}\n", failure->what());
+    if (group.rank() == 0) say("kvmesh: {}\n", failure->what());
     return static_cast<int>(failure->fault());
   }
   std::this_thread::sleep_for(std::chrono::milliseconds(100) * group.rank());
-  fmt::print(stderr, "kvmesh: [rank {}] {}\n", group.rank(), failure->what());
+  say("kvmesh: [rank {}] {}\n", group.rank(), failure->what());
   group.abort(static_cast<int>(failure->fault()));
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
+  occupy_closed_streams();
   std::signal(SIGPIPE, SIG_IGN);  // a reader that went away is an error of writing, as a full disk is
   std::signal(SIGXFSZ, SIG_IGN);  // and so is a file size limit
   const std::vector<std::string> words(argv + 1, argv + argc);

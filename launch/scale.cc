@@ -7,6 +7,7 @@
 #include "launch/scale_report.h"
 #include "launch/version.h"
 #include "model/generate.h"
+#include "runtime/say.h"
 
 #include <fmt/ranges.h>
 
@@ -150,12 +151,12 @@ int scale_command(std::span<const std::string> args, ProcessGroup& group) {
       if (repeat >= 0) results.runs.push_back(run);
     }
     world.barrier();
-    if (first) fmt::print(stderr, "kvmesh: {} of {} rounds of {} runs\n", repeat + 2, o.repeat + 1, plan.size());
+    if (first) say("kvmesh: {} of {} rounds of {} runs\n", repeat + 2, o.repeat + 1, plan.size());
   }
   on_first_rank(world, [&] {
     const std::string note = write_scale_report(results, o.report);
     fmt::print("{}\n", (o.report / "report.md").string());
-    if (!note.empty()) fmt::print(stderr, "kvmesh: {}\n", note);
+    if (!note.empty()) say("kvmesh: {}\n", note);
   });
   return 0;
 }

@@ -3,6 +3,7 @@
 
 #include "comm/sharding.h"
 #include "launch/job/agree.h"
+#include "launch/job/file.h"
 #include "launch/job/job.h"
 #include "launch/job/line_source.h"
 #include "launch/job/output.h"
@@ -59,7 +60,10 @@ int score_command(std::span<const std::string> args, ProcessGroup& group) {
   job.open_chat(parsed->chat, o.checkpoint, ranks);
   LineSource lines(ranks, o.prompts);
   std::unique_ptr<ScoreFile> output;
-  on_first_rank(ranks, [&] { output = std::make_unique<ScoreFile>(o.output); });
+  on_first_rank(ranks, [&] {
+    check_distinct({{"prompts", o.prompts}, {"output", o.output}});
+    output = std::make_unique<ScoreFile>(o.output);
+  });
   const Gpt& gpt = job.load(o.checkpoint, group);
   Scorer scorer(gpt);
   Progress progress(first);

@@ -3,6 +3,7 @@
 #include "launch/job/cores.h"
 #include "launch/options.h"
 #include "model/train/shards.h"
+#include "runtime/say.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -12,6 +13,13 @@
 
 namespace kvmesh {
 namespace {
+
+/// The next line of standard input; false at its end.
+bool next_line(std::string& line) {
+  const bool read = static_cast<bool>(std::getline(std::cin, line));
+  if (std::cin.bad()) fail(Fault::io, "standard input: reading failed");
+  return read;
+}
 
 std::vector<std::int32_t> parse_ids(const std::string& line, std::int64_t number) {
   const nlohmann::json ids = nlohmann::json::parse(line, nullptr, false);
@@ -52,7 +60,7 @@ class ShardWriter {
   }
 
   void report() const {
-    fmt::print(stderr, "{} document{}, {} tokens in {} shard{}\n", documents_, documents_ == 1 ? "" : "s", written_, shards_, shards_ == 1 ? "" : "s");
+    say("{} document{}, {} tokens in {} shard{}\n", documents_, documents_ == 1 ? "" : "s", written_, shards_, shards_ == 1 ? "" : "s");
   }
 
  private:
@@ -76,7 +84,7 @@ void write_shards(const Tokenizer& tokenizer, const TokenizeOptions& o) {
   for (bool more = true; more;) {
     std::vector<std::string> lines;
     std::string line;
-    for (std::size_t bytes = 0; bytes < batch_bytes && (more = static_cast<bool>(std::getline(std::cin, line)));) {
+    for (std::size_t bytes = 0; bytes < batch_bytes && (more = next_line(line));) {
       if (line.find_first_not_of(" \t\r\v\f") == std::string::npos) continue;
       bytes += line.size();
       lines.push_back(std::move(line));
@@ -99,7 +107,7 @@ int tokenize_command(std::span<const std::string> args) {
     return 0;
   }
   std::string line;
-  for (std::int64_t number = 1; std::getline(std::cin, line); ++number) {
+  for (std::int64_t number = 1; next_line(line); ++number) {
     if (o->decode) std::cout << tokenizer.decode(parse_ids(line, number)) << '\n';
     else std::cout << fmt::format("[{}]\n", fmt::join(tokenizer.encode(line), ", "));
   }

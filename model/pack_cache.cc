@@ -4,6 +4,7 @@
 #include "model/checkpoint.h"
 #include "model/hash.h"
 #include "runtime/cpu/thread_pool.h"
+#include "runtime/say.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -191,7 +192,7 @@ Tensor PackCache::open(ProcessGroup& group) {
   });
   std::int64_t teller = trouble.empty() ? group.local_size() : group.local_rank(), all = mapped.defined();
   group.host().all_reduce({nullptr, &teller, DType::i64, {1}}, Reduce::min);
-  if (teller == group.local_rank()) fmt::print(stderr, "kvmesh: {}\n", trouble);
+  if (teller == group.local_rank()) say("kvmesh: {}\n", trouble);
   group.world().all_reduce({nullptr, &all, DType::i64, {1}}, Reduce::min);
   return all ? mapped : Tensor();
 }
@@ -236,7 +237,7 @@ void PackCache::save(const Tensor& packed, ProcessGroup& group) const {
     try {
       write(packed);
     } catch (const std::exception& e) {
-      fmt::print(stderr, "kvmesh: the packed weights are not kept for the next start: {}\n", e.what());
+      say("kvmesh: the packed weights are not kept for the next start: {}\n", e.what());
     }
   });
 }

@@ -21,7 +21,7 @@ constexpr std::array passed_over = {
     "architectures", "transformers_version", "torch_dtype", "dtype", "use_cache", "initializer_range", "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
     "hidden_dropout", "residual_dropout", "pretraining_tp", "output_attentions", "output_hidden_states", "output_scores", "return_dict", "return_dict_in_generate", "task_specific_params", "problem_type",
     "id2label", "label2id", "num_labels", "finetuning_task", "chunk_size_feed_forward", "reorder_and_upcast_attn", "summary_type", "summary_use_proj", "summary_activation",
-    "summary_proj_to_labels", "summary_first_dropout", "n_ctx", "gradient_checkpointing", "tokenizer_class", "prefix", "torchscript", "use_bfloat16", "tf_legacy_loss", "is_llama_config", "attn_implementation", "transformers.js_config", "pad_token_id", "bos_token_id", "eos_token_id"};
+    "summary_proj_to_labels", "summary_first_dropout", "n_ctx", "n_special", "predict_special_tokens", "output_past", "max_sequence_length", "gradient_checkpointing", "tokenizer_class", "prefix", "torchscript", "use_bfloat16", "tf_legacy_loss", "is_llama_config", "attn_implementation", "transformers.js_config", "unsloth_fixed", "unsloth_version", "pad_token_id", "bos_token_id", "eos_token_id"};
 
 /// Names of RopeScaling::Kind.
 constexpr std::string_view scalings[] = {"default", "linear", "llama3", "yarn"};
@@ -137,6 +137,7 @@ void read_llama(ConfigKeys& keys, ModelConfig& c, double theta) {
     c.qkv_bias = c.out_bias = keys.flag("attention_bias", false);
   }
   keys.must_be("rope_interleaved", false);
+  keys.must_be("use_mrope", false);
   if (c.family == "llama" || c.family == "smollm3") c.mlp_bias = keys.flag("mlp_bias", false);
   read_rope(keys, c, theta);
   c.own_layers.resize(static_cast<std::size_t>(c.num_layers));

@@ -5,6 +5,7 @@
 #include "launch/job/agree.h"
 #include "model/checkpoint.h"
 #include "model/memory.h"
+#include "runtime/say.h"
 
 #include <chrono>
 #include <thread>
@@ -64,7 +65,7 @@ void settle_batch(GenerateCommandOptions& o, const Job& job, const Facts& facts,
     if (failed) std::rethrow_exception(failed);
     check(free >= 0, "--batch-size auto: this host does not tell how much memory is left; give a number");
     check_memory(needs, usable, group.size(), group.size());
-    if (group.rank() == 0) fmt::print(stderr, "kvmesh: --batch-size auto: {} rows in flight\n", o.mesh.batch_size);
+    if (group.rank() == 0) say("kvmesh: --batch-size auto: {} rows in flight\n", o.mesh.batch_size);
   } else if (failed) {
     std::rethrow_exception(failed);
   } else if (own_memory) {
@@ -83,7 +84,7 @@ bool tell(std::span<const Finding> findings, Severity from, const Facts& facts) 
   const bool speaks = facts.rank == 0 && (facts.size > 1 || facts.told_rank <= 0);
   bool well = true;
   for (const Finding& f : findings) {
-    if (speaks && f.severity >= from) fmt::print(stderr, "kvmesh: {}: {}\n", names[static_cast<int>(f.severity)], f.text);
+    if (speaks && f.severity >= from) say("kvmesh: {}: {}\n", names[static_cast<int>(f.severity)], f.text);
     well = well && f.severity != Severity::error;
   }
   if (!well && facts.size == 1 && !speaks) std::this_thread::sleep_for(std::chrono::seconds(1));  // mpirun ends all when one leaves

@@ -64,6 +64,20 @@ void File::sync() const {
   if (::fdatasync(fd_) != 0) io_failed(name_);
 }
 
+void check_distinct(std::initializer_list<NamedFile> files) {
+  const auto same = [](const fs::path& a, const fs::path& b) {
+    std::error_code unknown;
+    if (fs::exists(a, unknown) && fs::exists(b, unknown)) return fs::is_regular_file(a, unknown) && fs::equivalent(a, b, unknown);
+    return fs::absolute(a).lexically_normal() == fs::absolute(b).lexically_normal();
+  };
+  for (const NamedFile& one : files) {
+    if (one.file.empty() || one.file == "-") continue;
+    for (const NamedFile* other = files.begin(); other != &one; ++other) {
+      check(other->file.empty() || !same(one.file, other->file), "--{} {}: is the file of --{}", one.option, one.file.string(), other->option);
+    }
+  }
+}
+
 fs::path beside(const fs::path& file, const char* suffix) { return file.string() + suffix; }
 
 void sync_folder_of(const fs::path& file) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <initializer_list>
 #include <string>
 #include <string_view>
 
@@ -34,6 +35,14 @@ class File {
   std::filesystem::path name_;
   int fd_;
 };
+
+/// The value of an option that names a file; "" and "-" name none.
+struct NamedFile {
+  const char* option;
+  std::filesystem::path file;
+};
+/// An Error (Fault::usage) where two of them are one regular file, or will be: one would be written over the other.
+void check_distinct(std::initializer_list<NamedFile> files);
 
 /// FILE.suffix, in FILE's folder.
 std::filesystem::path beside(const std::filesystem::path& file, const char* suffix);

@@ -4,6 +4,7 @@
 #include "launch/job/agree.h"
 #include "launch/job/file.h"
 #include "launch/job/rows.h"
+#include "runtime/say.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -138,14 +139,14 @@ void Metrics::write(const GenerateStats& s, std::int64_t errors, bool last) {
 
 void Metrics::print_table(const GenerateStats& s) const {
   constexpr std::size_t lines = 16;
-  fmt::print(stderr, "kvmesh: rank      wall     start   prefill    decode  sampling  collect.       I/O      idle      loop  of wall  host\n");
+  say("kvmesh: rank      wall     start   prefill    decode  sampling  collect.       I/O      idle      loop  of wall  host\n");
   for (std::size_t r = 0; r < hosts_.size() && r < lines; ++r) {
     const Parts parts = parts_of(s.ranks[r], start_[r], finish_[r], r == 0);
     std::string line = fmt::format("kvmesh: {:>4} {:>7.2f} s", r, wall_[r]);
     for (std::size_t i = 0; i < disjoint; ++i) line += fmt::format(" {:>7.1f} %", 100 * parts[i].second / wall_[r]);
-    fmt::print(stderr, "{} {:>6.1f} %  {}\n", line, 100 * accounted(parts) / wall_[r], hosts_[r]);
+    say("{} {:>6.1f} %  {}\n", line, 100 * accounted(parts) / wall_[r], hosts_[r]);
   }
-  if (hosts_.size() > lines) fmt::print(stderr, "kvmesh: … and {} more ranks (--metrics FILE has them all)\n", hosts_.size() - lines);
+  if (hosts_.size() > lines) say("kvmesh: … and {} more ranks (--metrics FILE has them all)\n", hosts_.size() - lines);
 }
 
 }  // namespace kvmesh

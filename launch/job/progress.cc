@@ -1,6 +1,8 @@
 // Bar or lines.
 #include "launch/job/progress.h"
 
+#include "runtime/say.h"
+
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -34,12 +36,12 @@ void Progress::show(const Figures& f) {
   if (f.in_flight > 0) figures += fmt::format(", {} in flight", f.in_flight);
   if (f.total > f.rows && f.rows > 0) figures += fmt::format(", {} left", duration_text(seconds * static_cast<double>(f.total - f.rows) / static_cast<double>(f.rows)));
   if (!terminal_) {
-    fmt::print(stderr, "kvmesh: {}\n", figures);
+    say("kvmesh: {}\n", figures);
     return;
   }
   constexpr std::int64_t width = 30;
   const std::int64_t filled = f.total > 0 ? std::min(width, f.rows * width / f.total) : 0;
-  fmt::print(stderr, "\r\033[K[{}{}] {}", std::string(static_cast<std::size_t>(filled), '='), std::string(static_cast<std::size_t>(width - filled), ' '), figures);
+  say("\r\033[K[{}{}] {}", std::string(static_cast<std::size_t>(filled), '='), std::string(static_cast<std::size_t>(width - filled), ' '), figures);
   std::fflush(stderr);
 }
 

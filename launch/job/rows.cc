@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <limits>
 
@@ -39,6 +40,28 @@ bool nested_deeper(std::string_view json, int depth) {
   return false;
 }
 
+// The first integer that has more than 64 bits in a text that is valid JSON; empty: none. The parser makes another number of it, which would come out again.
+std::string_view long_integer(std::string_view json) {
+  constexpr std::string_view digits = "0123456789", number = "+-.eE0123456789";
+  bool text = false;
+  for (std::size_t i = 0; i < json.size(); ++i) {
+    if (text) {
+      if (json[i] == '\\') ++i;
+      else text = json[i] != '"';
+    } else if (json[i] == '"') {
+      text = true;
+    } else if (json[i] == '-' || digits.find(json[i]) != digits.npos) {
+      const std::string_view all = json.substr(i, json.find_first_not_of(number, i) - i);
+      std::uint64_t magnitude = 0;
+      const char* const begin = all.data() + (all[0] == '-'), * const end = all.data() + all.size();
+      const auto [stop, error] = std::from_chars(begin, end, magnitude);
+      if (stop == end && (error != std::errc() || (all[0] == '-' && magnitude > std::uint64_t{1} << 63))) return all;
+      i += all.size() - 1;
+    }
+  }
+  return {};
+}
+
 // The line as an object; its id (and later every other part) is in `text` as soon as it is known.
 Json parse_object(std::string_view line, RowText& text) {
   if (line.find('\0') != std::string_view::npos) reject("not a JSON object: it holds a zero byte");  // the parser takes it for the end
@@ -52,7 +75,9 @@ Json parse_object(std::string_view line, RowText& text) {
     reject("not a JSON object: {}", what);
   }
   if (!object.is_object()) reject("not a JSON object but {}", object.type_name());
-  if (object.contains("id")) text.id = object["id"];
+  const std::string_view too_long = long_integer(line);
+  if (object.contains("id") && (too_long.empty() || !object["id"].is_number_float())) text.id = object["id"];
+  if (!too_long.empty()) reject("the integer {} has more than 64 bits", too_long.substr(0, 100));
   return object;
 }
 

@@ -1,6 +1,7 @@
 #include "launch/job/train_report.h"
 
 #include "launch/job/progress.h"
+#include "runtime/say.h"
 
 #include <fmt/format.h>
 #include <unistd.h>
@@ -14,7 +15,7 @@ TrainReport::TrainReport(bool speaks, std::int64_t steps, std::int64_t done, dou
 
 void TrainReport::begin(const std::string& text) {
   begun_ = Clock::now();
-  if (speaks_) fmt::print(stderr, "kvmesh: {}\n", text);
+  if (speaks_) say("kvmesh: {}\n", text);
 }
 
 void TrainReport::step(const Figures& f) {
@@ -41,13 +42,13 @@ void TrainReport::step(const Figures& f) {
   const std::string text = fmt::format("step {} of {}: loss {:.4f}{}, lr {:.2g}, {:.0f} tokens/s{}, {} left", f.number, steps_, f.step.loss,
                                        f.validation ? fmt::format(", validation {:.4f}", *f.validation) : "", f.step.lr, tokens_per_s,
                                        peak_ > 0 ? fmt::format(", {:.0f} % of peak", 100 * share) : "", duration_text(left));
-  fmt::print(stderr, "{}kvmesh: {}{}", terminal_ ? "\r\033[K" : "", text, terminal_ && !tell ? "" : "\n");
-  for (const TrainSample& sample : f.samples) fmt::print(stderr, "kvmesh: after step {}: {}\n", f.number, Json(sample.prompt + sample.completion).dump());
+  say("{}kvmesh: {}{}", terminal_ ? "\r\033[K" : "", text, terminal_ && !tell ? "" : "\n");
+  for (const TrainSample& sample : f.samples) say("kvmesh: after step {}: {}\n", f.number, Json(sample.prompt + sample.completion).dump());
   std::fflush(stderr);
 }
 
 void TrainReport::end(const std::string& text) {
-  if (speaks_) fmt::print(stderr, "{}kvmesh: {}\n", terminal_ ? "\r\033[K" : "", text);
+  if (speaks_) say("{}kvmesh: {}\n", terminal_ ? "\r\033[K" : "", text);
 }
 
 }  // namespace kvmesh

@@ -1,5 +1,6 @@
 // Attention by our own kernels, or by cuDNN with our own for what it leaves over.
 #include "runtime/cuda/cuda_device.h"
+#include "runtime/say.h"
 
 #include <algorithm>
 #include <bit>
@@ -17,7 +18,7 @@ void tell_once(const std::string& text) {
   static std::mutex mutex;
   static std::set<std::string> told;
   const std::lock_guard lock(mutex);
-  if (told.insert(text).second) fmt::print(stderr, "kvmesh: note: --attention cudnn: {}\n", text);
+  if (told.insert(text).second) say("kvmesh: note: --attention cudnn: {}\n", text);
 }
 
 std::int64_t rounded_up(std::int64_t n) { return static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(n))); }

@@ -268,10 +268,17 @@ class ErrorRows(CommandLineTest):
                          {"id": 7, "tokens": [97, VOCAB]}, {"id": 8, "tokens": [97, -1]}, {"id": 9, "tokens": [97, PAD, 98]}, {"id": 10, "tokens": [PAD]}, {"id": 11, "prompt": "a<|pad|>b"},
                          {"id": 12, "tokens": [97] * SEQLEN}, {"id": 13, "prompt": "b" * 5000}, {"id": 14, "tokens": [1.5]}, {"id": 15, "tokens": [10**30]}, {"id": 16, "tokens": ["a"]},
                          {"id": 17, "prompt": "a", "tokens": [97]}, {"id": 18, "tokens": [True]}, {"id": 19, "tokens": [VOCAB + 5]}, {"id": 20, "tokens": [2**63 + 5]}],
-                        ["prompt", "empty", "empty", "prompt", "prompt", "tokens", str(VOCAB), "-1", "pad", "empty", "pad", "room", "room", "1.5", "e+30", '"a"', "both", "true", str(VOCAB + 5), "9223372036854775813"])
+                        ["prompt", "empty", "empty", "prompt", "prompt", "tokens", str(VOCAB), "-1", "pad", "empty", "pad", "room", "room", "1.5", "64 bits", '"a"', "both", "true", str(VOCAB + 5), "9223372036854775813"])
+
+    def test_integers_that_would_come_out_as_other_numbers(self):
+        self.check_rows([{"id": "x", "prompt": "a", "note": {"uuid": [1, 2**128 - 1]}}], [str(2**128 - 1)])
+        fits = [2**64 - 1, -(2**63), "1" * 40, 1e30, 0]
+        out = self.generate("--prompts", self.rows(*({"prompt": "a", "id": id} for id in (*fits, 2**64, -(2**63) - 1))), "--max-new-tokens", 1, exit_code=2)
+        self.assertEqual([row["id"] for row in out[:-2]], fits)
+        self.assertEqual(out[-2:], [{"index": 5, "error": f"the integer {2**64} has more than 64 bits"}, {"index": 6, "error": f"the integer {-(2**63) - 1} has more than 64 bits"}])
 
     def test_option_values(self):
-        bad = [("max_new_tokens", 0), ("max_new_tokens", -3), ("max_new_tokens", 2.5), ("max_new_tokens", "9"), ("max_new_tokens", 10**40), ("temperature", "hot"), ("temperature", True), ("temperature", 1e300),
+        bad = [("max_new_tokens", 0), ("max_new_tokens", -3), ("max_new_tokens", 2.5), ("max_new_tokens", "9"), ("max_new_tokens", 10**18), ("temperature", "hot"), ("temperature", True), ("temperature", 1e300),
                ("top_k", -1), ("top_k", 1.5), ("top_p", 0), ("top_p", 1.01), ("top_p", -1), ("min_p", -0.1), ("min_p", 2), ("seed", -1), ("seed", 2**32), ("seed", 0.5),
                ("stop", 5), ("stop", ""), ("stop", ["a", ""]), ("stop", [1]), ("stop", {"a": 1})]
         self.check_rows([{"id": i, "prompt": "a", name: value} for i, (name, value) in enumerate(bad)], [name for name, _ in bad])

@@ -217,6 +217,42 @@ class Files(CommandLineTest):
         self.assertEqual(done.returncode, 74)
         self.assertIn(b"standard output: Broken pipe", done.stderr)
 
+    def test_standard_error_that_takes_nothing(self):
+        """What is told there is lost, and nothing else."""
+        def closed():
+            for stream in (0, 1, 2):
+                os.close(stream)
+        with open("/dev/full", "w") as full:
+            for name, ways in (("full", {"stderr": full}), ("closed", {"preexec_fn": closed})):
+                out = self.path(name)
+                words = ["generate", "--checkpoint", self.checkpoint, "--prompt", "a", "--max-new-tokens", 2, "--output", out]
+                run = lambda *words: subprocess.run(self.command(*words), stdin=subprocess.DEVNULL, timeout=60, **ways).returncode
+                self.assertEqual([run(*words), run(*words), run(*words, "--seed", "-1")], [0, 0, 1], name)
+                self.assertEqual(json.loads(out.read_text())["completion"], "bc")
+
+    def test_no_file_takes_the_place_of_a_closed_stream(self):
+        command = [KVMESH, "tokenize", "--tokenizer", self.checkpoint / "tokenizer.tiktoken"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=lambda: os.close(2)) as running:
+            running.stdin.write(b"abc\n" * 10_000)
+            running.stdin.flush()
+            self.assertTrue(running.stdout.read(1))  # it has begun
+            self.assertEqual(os.readlink(f"/proc/{running.pid}/fd/2"), "/dev/null")
+            running.kill()
+
+    def test_files_that_would_be_written_over(self):
+        prompts, out = self.rows({"prompt": "a"}), self.path("out")
+        link = self.path("link")
+        link.symlink_to(prompts)
+        for option in ("output", "metrics", "prometheus", "trace"):
+            for file in (prompts, link, prompts.parent / "." / prompts.name):
+                words = ["--checkpoint", self.checkpoint, "--prompts", prompts, f"--{option}", file]
+                self.assert_one_line_error(self.run_command("generate", *words, "--fresh"), 1, f"--{option}", "--prompts")
+        self.assert_one_line_error(self.run_command("generate", "--checkpoint", self.checkpoint, "--prompts", prompts, "--output", out, "--prometheus", out, ranks=2), 1, "--prometheus", "--output")
+        self.assertEqual((json.loads(prompts.read_text()), out.exists()), ({"prompt": "a"}, False))
+        scored = self.rows({"prompt": "a", "completion": "b"})
+        self.assert_one_line_error(self.run_command("score", "--checkpoint", self.checkpoint, "--prompts", scored, "--output", scored), 1, "--output", "--prompts")
+        self.assertEqual(json.loads(scored.read_text()), {"prompt": "a", "completion": "b"})
+
     def test_a_reader_that_leaves_mpirun(self):
         reader, writer = os.pipe()
         os.close(reader)
@@ -329,6 +365,10 @@ class Alone(CommandLineTest):
             self.assert_one_line_error(done, 1, "line 1")
         self.assert_one_line_error(self.run_command("tokenize"), 1, "--tokenizer")
         self.assert_one_line_error(self.run_command("tokenize", "--tokenizer", self.path("none")), 1, self.path("none"))
+        folder = os.open(self.folder, os.O_RDONLY)
+        done = subprocess.run([KVMESH, "tokenize", "--tokenizer", self.checkpoint / "tokenizer.tiktoken"], stdin=folder, capture_output=True, timeout=60)
+        os.close(folder)
+        self.assert_one_line_error(done, 74, "standard input")
         with open("/dev/full", "w") as full:
             done = subprocess.run([KVMESH, "tokenize", "--tokenizer", self.checkpoint / "tokenizer.tiktoken"], input=b"abc\n", stdout=full, stderr=subprocess.PIPE, timeout=60)
         self.assertEqual(done.returncode, 74, done.stderr)

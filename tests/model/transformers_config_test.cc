@@ -62,6 +62,7 @@ TEST(TransformersConfig, what_it_does_not_understand_is_named) {
       {"mistral", R"({"sliding_window": 0})", "\"sliding_window\" must be a whole number from 1"},
       {"nanochat", R"({"hidden_act": "silu"})", "\"hidden_act\" is \"silu\""},
       {"llama2", R"({"is_encoder_decoder": true})", "\"is_encoder_decoder\""},
+      {"qwen2", R"({"use_mrope": true})", "\"use_mrope\" is \"true\""},
       {"llama2", R"({"torch_dtype": null, "dtype": "float8_e4m3fn"})", "float8_e4m3fn"},
       {"llama2", R"({"vocab_size": 1073741824})", "\"vocab_size\" must be a whole number"},
       {"llama2", R"({"eos_token_id": "</s>"})", "\"eos_token_id\" must be a whole number"},
@@ -79,6 +80,15 @@ TEST(TransformersConfig, all_that_is_not_understood_is_told_at_once) {
   const std::string e = error_of([] { changed("llama2", R"({"hidden_act": "gelu", "alibi": true, "moe": 1, "_note": "a comment"})"); });
   for (const char* words : {"\"hidden_act\"", "\"alibi\"", "\"moe\""}) EXPECT_PRED_FORMAT2(IsSubstring, words, e);
   EXPECT_PRED_FORMAT2(testing::IsNotSubstring, "_note", e);
+}
+
+// Of gpt2-medium and gpt2-xl, of Llama 1, of Qwen2.5, and of copies by unsloth.
+TEST(TransformersConfig, keys_on_the_hub_that_say_nothing_of_the_model) {
+  const auto passed_over = [](const char* family, const char* more) { EXPECT_EQ(to_json(changed(family, more)), to_json(changed(family, "{}"))) << more; };
+  passed_over("gpt2", R"({"n_special": 0, "predict_special_tokens": true, "output_past": true})");
+  passed_over("llama2", R"({"max_sequence_length": 2048})");
+  passed_over("qwen2", R"({"use_mrope": false})");
+  passed_over("qwen3", R"({"unsloth_fixed": true, "unsloth_version": "2025.3.1"})");
 }
 
 TEST(TransformersConfig, older_and_newer_files_say_the_same) {
