@@ -46,9 +46,9 @@ class Job(CommandLineTest):
         self.output = self.path("out.jsonl")
         self.journal, self.manifest = (self.output.with_name(self.output.name + end) for end in (".journal", ".manifest.json"))
 
-    def start(self, *more, lines=6, ranks=2, batch=2):
+    def start(self, *more, lines=6, ranks=2, batch=2, **how):
         """A running job that has finished some rows."""
-        job = subprocess.Popen(self.job(*more, ranks=ranks, batch=batch), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        job = subprocess.Popen(self.job(*more, ranks=ranks, batch=batch), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how)
         self.addCleanup(lambda: (job.kill(), job.communicate()))
         while not self.journal.exists() or self.journal.read_bytes().count(b"\n") < lines + 1:
             self.assertIsNone(job.poll(), "the job ended too early")
@@ -127,6 +127,30 @@ class GoingOn(Job):
             _, errors = job.communicate(timeout=30)
             self.assertEqual(job.returncode, 75, errors)
             self.assertTrue(self.journal.exists() and not self.output.exists())
+        self.finish(ranks=2)
+
+    def await_stopped(self, count, *pids):
+        """Until so many of these processes are stopped."""
+        stopped = lambda: sum(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T" for pid in pids)
+        deadline = time.monotonic() + 10
+        while stopped() != count:
+            self.assertLess(time.monotonic(), deadline, f"{stopped()} of {len(pids)} are stopped")
+            time.sleep(0.005)
+
+    def test_what_a_terminal_sends_to_all_of_its_processes(self):
+        def in_front():
+            os.setsid()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        job = self.start(ranks=2, preexec_fn=in_front)
+        pids = self.ranks_of(job, 2)
+        os.killpg(job.pid, signal.SIGTSTP)  # Ctrl-Z
+        self.await_stopped(3, job.pid, *pids)
+        os.killpg(job.pid, signal.SIGCONT)
+        self.await_stopped(0, job.pid, *pids)
+        os.killpg(job.pid, signal.SIGINT)  # Ctrl-C
+        _, errors = job.communicate(timeout=30)
+        self.assertEqual(job.returncode, 75, errors)
+        self.assertIn(b"stopped by a signal", errors)
         self.finish(ranks=2)
 
     def test_a_second_signal_to_the_launcher_ends_the_job_at_once(self):
