@@ -76,7 +76,10 @@ std::optional<TrainCommandOptions> parse_train_options(std::span<const std::stri
   opt.schedule_all = choose<bool>("schedule", schedule, {{"blocks", false}, {"all", true}});
   check(opt.steps >= 1, "--steps {}: must be at least 1", opt.steps);
   check(o.batch_rows >= 1 && o.micro_rows >= 1 && o.batch_rows % o.micro_rows == 0, "--batch-rows {} is not a multiple of --micro-rows {}", o.batch_rows, o.micro_rows);
-  const auto at_least = [](const char* name, double x, double least) { check(x >= least, "--{} {}: must be at least {}", name, x, least); };
+  const auto at_least = [](const char* name, double x, double least) {
+    check(x >= least, "--{} {}: must be at least {}", name, x, least);
+    check(std::isfinite(x), "--{} {}: must be finite", name, x);
+  };
   for (const auto& [name, x] : {std::pair{"lr", lr}, {"embed-lr", opt.embed_lr}, {"head-lr", opt.head_lr}, {"eps", opt.eps}, {"weight-decay", opt.weight_decay}, {"clip", opt.clip},
                                 {"save-every", static_cast<double>(o.save_every)}, {"validate-every", static_cast<double>(o.validate_every)}, {"sample-every", static_cast<double>(o.sample_every)},
                                 {"patience", static_cast<double>(o.patience)}}) {
@@ -90,6 +93,7 @@ std::optional<TrainCommandOptions> parse_train_options(std::span<const std::stri
     check(x >= 0 && x < 1, "--{} {}: must be 0 or more, and less than 1", name, x);
   }
   opt.lr = lr > 0 ? lr : opt.muon ? 0.02 : 0.0006;
+  check(std::isfinite(floor), "--lr-floor {}: must be finite", floor);
   opt.floor = floor >= 0 ? floor : opt.lr / 100;
   if (opt.warmup < 0) opt.warmup = std::min<std::int64_t>(300, opt.steps / 100);
   check(opt.warmup == 0 || 2 * opt.warmup < opt.steps, "--warmup {}: must be less than half of the {} --steps", opt.warmup, opt.steps);

@@ -358,7 +358,7 @@ class Train(CommandLineTest):
         wide = self.path("wide.bin")
         wide.write_bytes(struct.pack("<256i", 20240520, 1, 40, *[0] * 253) + struct.pack("<40H", EOT, *[999] * 39))
         for words, parts in (
-                (["--data", broken], [broken]), (["--data", wide], [wide, 999]), (["--data", self.path("none-*.bin")], ["none-"]), (["--micro-rows", 3], ["--batch-rows 10", "--micro-rows 3"]),
+                (["--data", broken], [broken]), (["--data", wide], [wide, 999]), (["--data", self.path("none-*.bin")], ["none-"]), (["--micro-rows", 3], ["--batch-rows 10", "--micro-rows 3"]), (["--lr", "inf"], ["--lr inf"]), (["--lr-floor", "nan"], ["--lr-floor nan"]), (["--eps", "inf"], ["--eps inf"]),
                 (["--optimizer", "sgd"], ["--optimizer sgd"]), (["--reduce", "ring"], ["--reduce ring"]), (["--sample", ""], ['--sample ""', "empty"]), (["--sample-tokens", 0], ["--sample-tokens 0"]),
                 (["--sample", "A" * 200], ["--sample", "no room"]), (["--checkpoint", self.bare, "--end-of-text", EOT, "--sample", "A"], ["--sample", self.bare, "tokenizer.tiktoken"]),
                 (["--steps", 0], ["--steps 0"]), (["--warmup", 6], ["--warmup 6"]), (["--beta1", 1], ["--beta1 1"]),
