@@ -16,6 +16,7 @@ std::optional<TrainCommandOptions> parse_train_options(std::span<const std::stri
   opt.warmup = -1;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
+  add_attention_option(options, o.mesh);
   options.add_options()  //
       ("output", value(output, "DIR"), "what is saved: a folder a step, each a checkpoint; links last and best")  //
       ("data", value(o.data, "FILES"), "shards to train on: a folder of .bin files, or a pattern")  //

@@ -35,8 +35,9 @@ __global__ void __launch_bounds__(threads) rows_kernel(SdpaRowsTask task) {
     const std::int64_t token = there ? s.offset : s.offset + s.count, key = s.place * r.kv_heads * r.size + keys.slot + (there ? 0 : keys.whole ? keys.count : 0);
     task.out.query_offsets[i] = static_cast<std::int32_t>(token * r.heads * r.head_dim);
     task.out.key_offsets[i] = static_cast<std::int32_t>(key * r.head_dim);
+    if (task.out.dkv_offsets) task.out.dkv_offsets[i] = static_cast<std::int32_t>(token * r.kv_heads * r.head_dim);
   }
-  if (i < r.tokens) {
+  if (task.out.left_over && i < r.tokens) {
     const std::int32_t run = r.run_of[i];
     task.out.left_over[i] = run >= 0 && keys_of(r.segments[run], r.size, task.window).whole ? -1 : run;
   }

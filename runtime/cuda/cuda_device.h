@@ -127,7 +127,7 @@ class CudaDevice final : public Device {
   /// What sdpa_rows_ holds of the pass that was prepared last: window, slots, heads, key heads, head_dim, rows.
   using RowsKey = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
   std::optional<RowsKey> rows_of_;
-  CudaTrainOps train_ops_{*this, queue_};
+  CudaTrainOps train_ops_{*this, queue_, cudnn_};
 };
 
 }  // namespace kvmesh::cuda

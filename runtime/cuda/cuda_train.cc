@@ -82,9 +82,12 @@ void CudaTrainOps::attention_backward(const Tensor& q, const Pass& pass, const L
     longest = std::max<std::int64_t>(longest, s.count);
   }
   if (longest == 0) return;
+  AttentionBackwardTask task{ring, q.raw(), out.raw(), dout.raw(), dq.raw(), dk.raw(), dv.raw(), nullptr, std::ssize(pass.segments), longest, window};
+  if (cudnn_ && attention_backward_by_cudnn(task, pass.segments, cache.k.size(0))) return;
   const std::int64_t floats = q.size(0) * ring.heads * 3;
   if (!facts_.defined() || facts_.numel() < floats) facts_ = device_.empty(DType::f32, {floats});
-  must(cuda::attention_backward(queue_, {ring, q.raw(), out.raw(), dout.raw(), dq.raw(), dk.raw(), dv.raw(), facts_.data<float>(), std::ssize(pass.segments), longest, window}));
+  task.facts = facts_.data<float>();
+  must(cuda::attention_backward(queue_, task));
 }
 
 void CudaTrainOps::relu_squared_backward(const Tensor& hidden, const Tensor& dhidden) {

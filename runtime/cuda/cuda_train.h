@@ -1,6 +1,7 @@
 // Training's operations on a GPU.
 #pragma once
 
+#include "runtime/cuda/attention_cudnn.h"
 #include "runtime/cuda/train_kernels.h"
 #include "runtime/train_ops.h"
 
@@ -8,8 +9,8 @@ namespace kvmesh::cuda {
 
 class CudaTrainOps final : public TrainOps {
  public:
-  /// Both outlive it; `queue` is the device's.
-  CudaTrainOps(Device& device, Queue& queue) : device_(device), queue_(queue) {}
+  /// All outlive it; `queue` and `cudnn` are the device's.
+  CudaTrainOps(Device& device, Queue& queue, const std::unique_ptr<CudnnAttention>& cudnn) : device_(device), queue_(queue), cudnn_(cudnn) {}
 
   void each(std::int64_t n, const std::function<void(std::int64_t i)>& body) override;
   int parallel() const override { return 1; }
@@ -36,9 +37,13 @@ class CudaTrainOps final : public TrainOps {
   void scale_add(float a, const Tensor& x, float b, const Tensor& out) override;
 
  private:
+  /// False: it is not for cuDNN, and nothing has been done. `places`: the cache's.
+  bool attention_backward_by_cudnn(const AttentionBackwardTask& task, std::span<const Segment> segments, std::int64_t places);
+
   Device& device_;
   Queue& queue_;
-  Tensor facts_;  // attention_backward's, f32, kept for its memory
+  const std::unique_ptr<CudnnAttention>& cudnn_;  // null: our own attention
+  Tensor facts_, cudnn_memory_;  // attention_backward's, f32 and u8, kept for their memory
 };
 
 }  // namespace kvmesh::cuda

@@ -132,10 +132,11 @@ std::int64_t attention_partial_floats(const Queue& queue, const RingTask& ring, 
 cudaError_t attention(const Queue& queue, const AttentionTask& task);
 
 /// Where a pass's segments lie, as cuDNN is told it (attention_cudnn.h), for [rows] of them, and for our own attention: [tokens] the segment, or -1 where cuDNN
-/// serves it. Offsets in elements.
+/// serves it. Offsets in elements. The last two may be null.
 struct SdpaRows {
   std::int32_t *query_lengths, *key_lengths;   // [rows]
   std::int32_t *query_offsets, *key_offsets;   // [rows + 1]
+  std::int32_t* dkv_offsets;                   // [rows + 1], of keys' gradients
   std::int32_t* left_over;                     // [tokens]
 };
 

@@ -20,9 +20,9 @@ def write_inputs(folder, shape, rows):
     (folder / "tokens.bin").write_bytes(struct.pack("<256i", 20240520, 1, len(tokens), *[0] * 253) + struct.pack(f"<{len(tokens)}H", *tokens))
 
 
-def words(folder, device, dtype, optimizer, batch_rows, micro_rows, steps):
+def words(folder, device, dtype, optimizer, attention, batch_rows, micro_rows, steps):
     return ["train", "--checkpoint", folder, "--data", folder / "tokens.bin", "--end-of-text", END_OF_TEXT, "--output", folder / "out", "--metrics", folder / "metrics.jsonl", "--device", device,
-            "--dtype", dtype, "--optimizer", optimizer, "--init", "original", "--batch-rows", batch_rows, "--micro-rows", micro_rows, "--steps", steps, "--fresh"]
+            "--dtype", dtype, "--optimizer", optimizer, "--attention", attention, "--init", "original", "--batch-rows", batch_rows, "--micro-rows", micro_rows, "--steps", steps, "--fresh"]
 
 
 def figures(folder):

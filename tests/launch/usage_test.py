@@ -55,6 +55,7 @@ class Usage(CommandLineTest):
         words = ["--checkpoint", self.checkpoint, "--device", "cpu", "--attention"]
         self.usage_error("generate", "--prompt", "a", *words, "cudnn", ranks=2, parts=["--attention cudnn", "CPU"])
         self.usage_error("bench", *words, "cudnn", parts=["--attention cudnn", "CPU"])
+        self.usage_error("train", "--data", self.folder, "--output", self.path("out"), "--steps", 1, *words, "cudnn", parts=["--attention cudnn", "CPU"])
         for way in ("auto", "native"):
             self.assertEqual(self.run_command("generate", "--prompt", "a", "--max-new-tokens", 1, *words, way).returncode, 0)
 

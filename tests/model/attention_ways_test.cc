@@ -30,14 +30,7 @@ std::vector<Attention> ways() { return on_cuda() ? std::vector{Attention::own, A
 const char* name_of(Attention way) { return way == Attention::own ? "native" : "cudnn"; }
 
 /// Or nothing, where this build has no cuDNN.
-std::unique_ptr<Device> device_with(Attention way) {
-  try {
-    return test_device(2, way);
-  } catch (const Error& e) {
-    std::printf("note: no attention by cuDNN here: %s\n", e.what());
-    return nullptr;
-  }
-}
+std::unique_ptr<Device> device_with(Attention way) { return way == Attention::cudnn ? cudnn_device() : test_device(2, way); }
 
 struct Model {
   std::unique_ptr<Device> device;

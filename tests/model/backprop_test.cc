@@ -144,8 +144,8 @@ LossSum gradient_of(const ModelConfig& c, const ParamLayout& layout, Device& dev
 class Backwards : public testing::Test {
  protected:
   /// Relative distance of gradients at random elements of every matrix, the worst matrix; and of the loss.
-  void compare(const ModelConfig& c, const TrainBatch& batch, DType dtype, bool recompute, double tolerance) {
-    const auto device = test_device(2);
+  void compare(const ModelConfig& c, const TrainBatch& batch, DType dtype, bool recompute, double tolerance) { compare(c, batch, dtype, recompute, tolerance, *test_device(2)); }
+  void compare(const ModelConfig& c, const TrainBatch& batch, DType dtype, bool recompute, double tolerance, Device& device) {
     const ParamLayout layout(c);
     const Tensor vector = host_tensor(DType::f32, {layout.size}), gradient = host_tensor(DType::f32, {layout.size});
     std::mt19937 random(7);
@@ -159,7 +159,7 @@ class Backwards : public testing::Test {
       }
     }
     const float scale = 0.125f;
-    const LossSum sum = gradient_of(c, layout, *device, dtype, {.rows = 3, .recompute = recompute}, vector, batch, scale, gradient);
+    const LossSum sum = gradient_of(c, layout, device, dtype, {.rows = 3, .recompute = recompute}, vector, batch, scale, gradient);
     Naive naive{c, layout, {vector.span<float>().begin(), vector.span<float>().end()}};
     const double expected = naive.loss(batch);
     EXPECT_NEAR(sum.nats, expected, tolerance * expected);
@@ -207,6 +207,15 @@ TEST_F(Backwards, Windows) {
 TEST_F(Backwards, BFloat16) {
   const ModelConfig c = small_config();
   compare(c, make_batch(c, documents, 4), DType::bf16, false, 4e-3);
+}
+
+/// Rows of one length, of several, and documents.
+TEST_F(Backwards, BFloat16ByCudnn) {
+  const auto device = cudnn_device();
+  if (!device) GTEST_SKIP() << "cuDNN is for GPUs";
+  ModelConfig c = small_config("SL", 9);
+  c.d_emb = 8 * c.q_heads;
+  for (const auto& rows : {std::vector<std::vector<std::int32_t>>{{48}, {48}}, {{48}, {7}}, documents}) compare(c, make_batch(c, rows, 4), DType::bf16, false, 4e-3, *device);
 }
 
 /// Many blocks of queries and keys in attention, and more tokens than meet the vocabulary at once.

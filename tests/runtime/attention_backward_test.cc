@@ -126,8 +126,8 @@ struct Attention {
     dout = random_tensor(dtype, {T, s.heads * s.head_dim}, seed + 3);
   }
 
-  /// out, dq, dk, dv on the host: of the forward pass and the backward one.
-  std::vector<Tensor> run(Device& device) const {
+  /// out, dq, dk, dv on the host: of the forward pass and the backward one, to which the result may be given.
+  std::vector<Tensor> run(Device& device, const Tensor& result = {}) const {
     const std::int64_t h = s.head_dim;
     const DType dtype = q.dtype();
     const Tensor keys = filled(dtype, {segments.back().place + 1, s.kv_heads, s.size, h}, std::nan("")), vs = copy_of(keys);
@@ -147,7 +147,7 @@ struct Attention {
                  dv = unwritten(device, dtype, k.shape());
     const Pass pass = device.prepare({}, segments, {});
     device.attention(queries, pass, cache, window, out);
-    device.train_ops().attention_backward(queries, pass, cache, window, out, up(device, dout), dq, dk, dv);
+    device.train_ops().attention_backward(queries, pass, cache, window, result.defined() ? up(device, result) : out, up(device, dout), dq, dk, dv);
     return {down(device, out), down(device, dq), down(device, dk), down(device, dv)};
   }
 };
@@ -189,6 +189,63 @@ TEST(TrainOps, ADocumentsSlopesDoNotDependOnItsCompany) {
       const std::vector<Tensor> own = alone.run(*device);
       for (std::size_t j = 0; j < own.size(); ++j) EXPECT_TRUE(same_bytes(own[j], part(all[j]))) << j;
     }
+  }
+}
+
+// Rows of one length and of several, some of them documents behind each other; the same bits each time.
+TEST(TrainOps, AttentionBackwardsByCudnn) {
+  const auto device = cudnn_device();
+  if (!device) GTEST_SKIP() << "cuDNN is for GPUs";
+  for (const std::vector<std::vector<std::int32_t>>& rows : {std::vector<std::vector<std::int32_t>>{{70}, {70}}, {{5, 40, 1}, {70}}, {{20, 20}}}) {
+    for (const Shapes& s : {Shapes{4, 2, 64, 72}, {3, 1, 96, 72}, {2, 2, 128, 72}}) {
+      for (const std::int64_t window : {-1, 9}) {
+        if (emulated() && s.head_dim > 64 && window >= 0) continue;
+        const Attention a(s, rows, window, DType::bf16, 7);
+        const std::vector<Tensor> got = a.run(*device), again = a.run(*device);
+        const Slopes want = attention_twin(s, a.segments, window, values(a.q), values(a.k), values(a.v), values(a.dout));
+        const std::string what = fmt::format("{} rows, {} heads of {}, window {}", rows.size(), s.heads, s.head_dim, window);
+        EXPECT_LT(distance(values(got[0]), want.out), 1e-2) << what;
+        EXPECT_LT(distance(values(got[1]), want.dq), 1e-2) << what;
+        EXPECT_LT(distance(values(got[2]), want.dk), 1e-2) << what;
+        EXPECT_LT(distance(values(got[3]), want.dv), 1e-2) << what;
+        for (std::size_t i = 0; i < got.size(); ++i) EXPECT_TRUE(same_bytes(got[i], again[i])) << what << ", " << i;
+      }
+    }
+  }
+}
+
+// What is left to our own kernels has their bits, and is told once; the rest has others. Where cuDNN draws the line a real one decides for itself.
+TEST(TrainOps, WhatCudnnDoesNotDifferentiateIsToldOnce) {
+  const auto device = cudnn_device();
+  if (!device || !emulated()) GTEST_SKIP() << "only where cuDNN is emulated";
+  const auto own = test_device(1);
+  struct Case {
+    Shapes shapes;
+    std::vector<std::vector<std::int32_t>> rows;
+    DType dtype;
+    const char* note;  // empty: cuDNN differentiates it
+  };
+  const Case cases[] = {{{2, 1, 8, 40}, {{33}, {33}}, DType::bf16, ""},
+                        {{2, 1, 8, 40}, {{33, 5}, {20}}, DType::bf16, ""},
+                        {{2, 1, 8, 40}, {{33}}, DType::f32, "--attention cudnn: float32 is attended by kvmesh's own kernels"},
+                        {{2, 1, 20, 40}, {{33}}, DType::bf16, "of 20 elements (hidden_dim should be multiple of 8)"},
+                        {{1, 1, 136, 40}, {{33}}, DType::bf16, "does not differentiate rows of one length with 1 query heads over 1 key heads of 136 elements (hidden_dim should be less than or equal to 128)"},
+                        {{1, 1, 136, 40}, {{3, 5}}, DType::bf16, "does not differentiate rows of several lengths with 1 query heads over 1 key heads of 136 elements"},
+                        {{1, 1, 8, 800}, {{730}}, DType::bf16, "want more than 1 MiB to differentiate are left to kvmesh's own kernels"}};
+  for (const Case& c : cases) {
+    const Attention a(c.shapes, c.rows, -1, c.dtype, 3);
+    const std::vector<Tensor> native = a.run(*own);
+    testing::internal::CaptureStderr();
+    const std::vector<Tensor> got = a.run(*device, native[0]);
+    const std::string told = testing::internal::GetCapturedStderr();
+    testing::internal::CaptureStderr();
+    a.run(*device);
+    EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+    EXPECT_NE(told.find(c.note), std::string::npos) << told;
+    EXPECT_EQ(told.empty(), *c.note == '\0') << told;
+    bool same = true;
+    for (std::size_t i = 1; i < got.size(); ++i) same = same && same_bytes(got[i], native[i]);
+    EXPECT_EQ(same, *c.note != '\0') << c.note;
   }
 }
 

@@ -141,13 +141,8 @@ TEST(Attention, AgreesWithFloat64) {
 
 // Rows that lie whole, rows that wrap and so are left to our own attention, shapes that cuDNN does not do; and not-a-numbers wherever no key is.
 TEST(Attention, ByCudnnAgreesWithFloat64) {
-  if (!on_cuda()) GTEST_SKIP() << "cuDNN is for GPUs";
-  std::unique_ptr<Device> device;
-  try {
-    device = test_device(1, Attention::cudnn);
-  } catch (const Error& e) {
-    GTEST_SKIP() << e.what();
-  }
+  const auto device = cudnn_device();
+  if (!device) GTEST_SKIP() << "cuDNN is for GPUs";
   EXPECT_NE(device->kind().find("/cudnn-"), std::string::npos) << "its outputs are another kind";
   for (const Setting& s : {Setting{8, 4, 64, 90, DType::bf16}, {4, 1, 96, 90, DType::bf16, 7}, {2, 2, 128, 90, DType::bf16, 30}, {4, 2, 10, 40, DType::bf16}, {4, 2, 8, 40, DType::f32}}) {
     for (const std::int64_t start : {2 * s.size, 2 * s.size + 3, 3 * s.size - 30}) {

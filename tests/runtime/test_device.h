@@ -27,6 +27,16 @@ inline std::unique_ptr<Device> test_device(int threads = 1, Attention attention 
   return cuda::make_device({.attention = attention});
 }
 
+/// One whose attention is cuDNN's; nothing where there is no cuDNN, or the run is for the CPU.
+inline std::unique_ptr<Device> cudnn_device() {
+  try {
+    return on_cuda() ? test_device(1, Attention::cudnn) : nullptr;
+  } catch (const Error& e) {
+    std::printf("note: no attention by cuDNN here: %s\n", e.what());
+    return nullptr;
+  }
+}
+
 /// A copy in the device's memory, and one in the host's.
 inline Tensor up(Device& device, const Tensor& host) {
   const Tensor t = device.empty(host.dtype(), host.shape());

@@ -58,6 +58,7 @@ CudnnAttention::CudnnAttention(cudaStream_t stream, int compute_capability) : li
 CudnnAttention::~CudnnAttention() = default;
 
 std::int64_t CudnnAttention::most_elements() { return std::numeric_limits<std::int32_t>::max(); }
+std::size_t CudnnAttention::most_workspace() { return std::size_t{2} << 30; }
 
 const std::string& CudnnAttention::refusal(const SdpaShape& shape) {
   if (const auto found = plans_.find(shape); found != plans_.end()) return found->second->refusal;
@@ -70,8 +71,7 @@ const std::string& CudnnAttention::refusal(const SdpaShape& shape) {
       if (status.is_good()) status = step();
     };
     std::int64_t bytes = 0;
-    next([&] { return plan->graph->create_execution_plans({fe::HeurMode_t::A, fe::HeurMode_t::FALLBACK}); });
-    next([&] { return plan->graph->check_support(); });
+    next([&] { return find_engines(*plan->graph, shape.pass); });
     next([&] { return plan->graph->build_plans(); });
     next([&] { return plan->graph->get_workspace_size(bytes); });
     plan->workspace_bytes = static_cast<std::size_t>(bytes);
@@ -86,14 +86,23 @@ const std::string& CudnnAttention::refusal(const SdpaShape& shape) {
 std::size_t CudnnAttention::workspace_bytes(const SdpaShape& shape) const { return plans_.at(shape)->workspace_bytes; }
 
 void CudnnAttention::enqueue(const SdpaShape& shape, const SdpaMemory& m, void* workspace) const {
-  std::unordered_map<std::int64_t, void*> memory = {{sdpa_q, const_cast<void*>(m.q)},
-                                                    {sdpa_k, const_cast<void*>(m.k)},
-                                                    {sdpa_v, const_cast<void*>(m.v)},
-                                                    {sdpa_out, m.out},
-                                                    {sdpa_query_lengths, m.rows.query_lengths},
-                                                    {sdpa_key_lengths, m.rows.key_lengths},
-                                                    {sdpa_query_offsets, m.rows.query_offsets},
-                                                    {sdpa_key_offsets, m.rows.key_offsets}};
+  std::unordered_map<std::int64_t, void*> memory;
+  for (const auto& [uid, p] : std::initializer_list<std::pair<SdpaTensor, const void*>>{{sdpa_q, m.q},
+                                                                                        {sdpa_k, m.k},
+                                                                                        {sdpa_v, m.v},
+                                                                                        {sdpa_out, m.out},
+                                                                                        {sdpa_statistics, m.statistics},
+                                                                                        {sdpa_dout, m.dout},
+                                                                                        {sdpa_dq, m.dq},
+                                                                                        {sdpa_dk, m.dk},
+                                                                                        {sdpa_dv, m.dv},
+                                                                                        {sdpa_query_lengths, m.rows.query_lengths},
+                                                                                        {sdpa_key_lengths, m.rows.key_lengths},
+                                                                                        {sdpa_query_offsets, m.rows.query_offsets},
+                                                                                        {sdpa_key_offsets, m.rows.key_offsets},
+                                                                                        {sdpa_dkv_offsets, m.rows.dkv_offsets}}) {
+    if (p) memory.emplace(uid, const_cast<void*>(p));
+  }
   if (auto status = plans_.at(shape)->graph->execute(library_->handle, memory, workspace); status.is_bad()) fail(Fault::rank, "cuDNN's attention: {}", status.get_message());
 }
 
