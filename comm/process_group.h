@@ -60,7 +60,8 @@ enum class Filled { by_every_host, by_first_host };
 /// Memory that the ranks of one host share: u8 [bytes], page-aligned, the same pages for all of them. `fill` writes part `part` of
 /// `parts`, each rank of the host another, on a thread of its own (it must not communicate), and all wait for all parts, as long as
 /// those ranks' processes live (collective over group.world(), as several hosts may take unequally long; `bytes` alike on all). Afterwards
-/// it is read-only for all. A rank alone on its host has it to itself. Pages are huge where the system lets them be. Lives until the last rank lets go of it; nothing stays behind, however the job ends (an unnamed memory file).
+/// it is read-only for all. A rank alone on its host has it to itself. Pages are huge where the system lets them be. Lives until the last
+/// rank lets go of it; nothing stays behind, however the job ends (an unnamed memory file).
 /// When `fill` throws, every rank of that host throws the first such rank's error. Where a rank cannot open the first rank's memory file
 /// (containers that hide each other's /proc), the first rank writes one part of one, and the others get a copy of their own.
 /// Filled::by_first_host: `fill` is called on rank 0's host alone, whose first rank sends the bytes to those of the other hosts, piece by piece, each of

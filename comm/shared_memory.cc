@@ -135,7 +135,10 @@ void pass_on(ProcessGroup& group, const Tensor& memory, std::int64_t bytes) {
 
 Tensor fill_alone(ProcessGroup& group, std::int64_t bytes, const Fill& fill, Filled filled) {
   const Tensor own = map(no_file, bytes, PROT_READ | PROT_WRITE);
-  work_on_host(group, 1, [&](int) { fill_part(own, 0, 1, fill); }, filled);
+  work_on_host(group, 1, [&](int) {
+    fill(own.raw(), 0, 1);  // takes the pages, on all its threads and near them; huge ones already on most systems
+    make_huge(own, 0, 1);
+  }, filled);
   if (filled == Filled::by_first_host) pass_on(group, own, bytes);
   if (mprotect(own.raw(), static_cast<std::size_t>(std::max<std::int64_t>(bytes, 1)), PROT_READ) != 0) fail_with_errno("mprotect", bytes);
   return own;

@@ -4,6 +4,7 @@
 
 #include "runtime/check.h"
 
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -36,6 +37,15 @@ std::string python_of(std::span<const std::string> words) {
   return "python3";
 }
 
+/// Threads of the Python that comes have stacks as large as this limit, which count in the memory that convert/bounded.py allows.
+void limit_stacks() {
+  constexpr rlim_t most = rlim_t{8} << 20;
+  rlimit limit = {};
+  if (::getrlimit(RLIMIT_STACK, &limit) != 0 || limit.rlim_cur <= most) return;
+  limit.rlim_cur = most;
+  ::setrlimit(RLIMIT_STACK, &limit);
+}
+
 }  // namespace
 
 int convert_command(std::span<const std::string> words) {
@@ -45,6 +55,7 @@ int convert_command(std::span<const std::string> words) {
   std::vector<char*> arguments;
   for (std::string& word : command) arguments.push_back(word.data());
   arguments.push_back(nullptr);
+  limit_stacks();
   execvp(python.c_str(), arguments.data());
   fail(Fault::usage, "{}: {}; import and export need Python 3 (--python PATH)", python, std::strerror(errno));
 }

@@ -17,7 +17,7 @@ def memory():
 
 
 def answer(work, out):
-    """In the process of its own: sends what is refused should it die, and at the end what `work` gives or raises."""
+    """In the process of its own: sends what is refused should it die, None where memory is no reason to, and at the end what `work` gives or raises."""
     for number in (signal.SIGINT, signal.SIGPIPE):  # it ends with the one that waits for it
         signal.signal(number, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -35,6 +35,7 @@ def answer(work, out):
             raise Refused(refusal) from None
         finally:
             resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+            out.send(None)
 
     try:
         out.send(work(within))
@@ -57,6 +58,8 @@ def bounded(work):
     process.join()
     if process.exitcode > 0:  # it has told why
         sys.exit(process.exitcode)
+    if said is None or process.exitcode == -signal.SIGKILL:
+        raise Refused(f"the process that reads was ended by signal {-process.exitcode}")
     if isinstance(said, Exception):
         raise said
     return said

@@ -168,7 +168,7 @@ def new_folder(output):
         partial.rename(output)
     except OSError as e:
         shutil.rmtree(partial, ignore_errors=True)
-        raise Refused(f"--output {output}: {e.strerror}", 74) from None
+        raise Refused(f"{e.filename or f'--output {output}'}: {e.strerror}", 74) from None
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

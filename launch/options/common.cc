@@ -7,7 +7,7 @@
 namespace kvmesh {
 
 bool parse_options(std::span<const std::string> args, const po::options_description& options, const std::string& usage, bool speak,
-           const po::positional_options_description& positional) {
+                   const po::positional_options_description& positional) {
   po::variables_map values;
   try {
     using namespace po::command_line_style;

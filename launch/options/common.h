@@ -17,7 +17,7 @@ namespace po = boost::program_options;
 
 /// Fills the options' values from the command line, then from --config FILE. False after --help.
 bool parse_options(std::span<const std::string> args, const po::options_description& options, const std::string& usage, bool speak,
-           const po::positional_options_description& positional = {});
+                   const po::positional_options_description& positional = {});
 
 /// An option's value, whose default is what `target` holds.
 template <typename T>

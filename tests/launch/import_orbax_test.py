@@ -2,7 +2,9 @@
 
 import json
 import os
+import resource
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -228,6 +230,20 @@ class Orbax(ImportTest):
         self.spoilt("plain", reshaped(wide), "bytes of weights", "free", code=74)
         self.spoilt("plain", reshaped(lambda name, shape: ([shape[0], 1 << 23], [shape[0], 1]) if name == "lm_head.weight" else (shape, shape)), "lm_head.weight", "8388608 chunks")
         self.spoilt("plain", lambda f: (f / "_METADATA").write_bytes(b'{"a": [' + b"[]," * 4_000_000 + b"[]]}"), "_METADATA", "4000000 JSON values")
+
+    def test_a_library_that_dies(self):
+        """For another reason than memory."""
+        modules = self.path("modules")
+        modules.mkdir()
+        (modules / "tensorstore.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+        env = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(modules), ENVIRONMENT["PYTHONPATH"]])}
+        self.refused("import", "--from", "orbax", ORBAX / "plain", "--seqlen", 32, parts=[f"signal {signal.SIGILL}"], env=env)
+
+    def test_threads_with_large_stacks(self):
+        hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+        size = 1 << 30 if hard == resource.RLIM_INFINITY else min(1 << 30, hard)
+        done = self.convert("import", "--from", "orbax", ORBAX / "bfloat16", "--seqlen", 32, "--output", self.path("out"), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_STACK, (size, hard)))
+        self.assertEqual(done.returncode, 0, done.stderr.decode())
 
     def test_ways_out_of_the_folder(self):
         secret = self.write("secret", "x" * 2000)
