@@ -36,6 +36,12 @@ int device_count() {
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
+std::string why_none() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  return status == cudaSuccess ? "this process sees none" : cudaGetErrorString(status);
+}
+
 std::string versions() {
   int driver = 0, runtime = 0;
   cudaDriverGetVersion(&driver);
