@@ -26,11 +26,6 @@ bool wraps(const Segment& s, std::int64_t size) { return s.start % size + (s.beg
 
 }  // namespace
 
-SdpaLayout layout_of(const SdpaShape& s) {
-  const std::int64_t row = s.heads * s.head_dim, ring = s.size * s.head_dim;
-  return {s, {s.queries * row, s.head_dim, row, 1}, {s.kv_heads * ring, ring, s.head_dim, 1}};
-}
-
 bool CudaDevice::leaves_rows(std::span<const Segment> segments, std::int64_t size) const {
   return cudnn_ && std::any_of(segments.begin(), segments.end(), [=](const Segment& s) { return wraps(s, size); });
 }

@@ -10,7 +10,7 @@ namespace kvmesh::cuda {
 /// GPUs that answer; 0 also where there is no driver.
 int device_count();
 
-/// Why none answers, in CUDA's words.
+/// Why none answers.
 std::string why_none();
 
 /// The toolkit's and libraries' versions that this was built with and runs with, for people.

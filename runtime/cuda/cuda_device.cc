@@ -37,8 +37,9 @@ int device_count() {
 }
 
 std::string why_none() {
-  int count = 0;
+  int count = 0, driver = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return "there is no driver";
   return status == cudaSuccess ? "this process sees none" : cudaGetErrorString(status);
 }
 
