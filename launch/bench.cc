@@ -31,6 +31,7 @@ Times run_once(const Gpt& gpt, Communicator& ranks, const BenchOptions& o) {
   GenerateOptions options;
   options.batch_size = o.mesh.batch_size;
   options.sync_every = 1;
+  options.run_ahead = o.run_ahead;
   options.prefill_chunk = o.mesh.batch_size * o.prompt_len;  // prefill is one step, decode the others
   Generator generator(gpt, nullptr, ranks, options);
   std::vector<std::int32_t> prompt(static_cast<std::size_t>(o.prompt_len));
@@ -147,6 +148,7 @@ int bench_command(std::span<const std::string> args, ProcessGroup& group) {
       {"prompt_len", o.prompt_len},
       {"new_tokens", o.new_tokens},
       {"repeat", o.repeat},
+      {"run_ahead", o.run_ahead},
       {"model", Json::parse(to_json(model))},
       {"kvmesh", version_text()}};
   const std::int64_t rows = split(o.mesh.batch_size, group.size(), 0).size();  // of rank 0, which speaks

@@ -89,6 +89,7 @@ struct BenchOptions {
   MeshOptions mesh;
   std::optional<ModelConfig> shape;  ///< instead of a checkpoint: random weights
   std::int64_t prompt_len = 128, new_tokens = 32, repeat = 3;
+  bool run_ahead = true;             ///< GenerateOptions'
   bool ops = false, sampler = false, load = false, collectives = false;  ///< --parts: measured as well
   std::filesystem::path json;
 };

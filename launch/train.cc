@@ -166,7 +166,7 @@ std::optional<double> Training::validate() {
 
 void Training::save(const DataCursor& cursor) {
   const Optimizer& optimizer = trainer_.optimizer();
-  trainer_.check_finite(trainer_.parameters(), fmt::format("step {}: the new weight", progress_.step));
+  trainer_.check_finite(fmt::format("step {}: the new weight", progress_.step));
   for (const Tensor* own : {&optimizer.m(), &optimizer.v()}) trainer_.check_own_finite(*own, fmt::format("step {}: the optimizer's state", progress_.step));
   const auto collected = [&](const Tensor& own) {
     const Tensor whole = first_ ? host_tensor(DType::f32, {layout_.size}) : Tensor();

@@ -226,7 +226,7 @@ std::unique_ptr<Device> make_device(std::string_view kind, const DeviceOptions& 
   check(options.threads >= 0, "a device has {} threads: expected 1 or more, or 0 for all", options.threads);
 #ifdef KVMESH_CUDA
   const bool answers = cuda::device_count() > 0;
-  check(kind != "cuda" || answers, "--device cuda: no GPU answers (CUDA {})", cuda::versions());
+  if (kind == "cuda" && !answers) fail(Fault::usage, "--device cuda: no GPU answers: {} (CUDA {})", cuda::why_none(), cuda::versions());
   if (kind != "cpu" && answers) return cuda::make_device(options);
 #else
   check(kind != "cuda", "--device cuda: this build has no CUDA");

@@ -66,6 +66,10 @@ void add_weight_options(po::options_description& options, MeshOptions& mesh) {
       ("pack-cache", value(mesh.pack_cache, "DIR"), "keep the packed weights in this folder for the next start; beside: in .kvmesh in the checkpoint's folder");
 }
 
+void add_run_ahead_option(po::options_description& options, bool& no_run_ahead) {
+  options.add_options()("no-run-ahead", po::bool_switch(&no_run_ahead), "a GPU waits until the host has each step's tokens; changes no result");
+}
+
 void check_mesh_options(const MeshOptions& mesh, const char* batch_option) {
   check(mesh.batch_size >= 1 && mesh.batch_size <= 1 << 20, "--{} {}: must be 1 to {}", batch_option, mesh.batch_size, 1 << 20);
   check(mesh.context == 0 || mesh.context >= 2, "--context {}: must be 2 or more, or 0 for all that the model can", mesh.context);

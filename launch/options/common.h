@@ -41,6 +41,7 @@ void add_attention_option(po::options_description& options, MeshOptions& mesh);
 void add_context_option(po::options_description& options, MeshOptions& mesh);
 /// How weights are kept.
 void add_weight_options(po::options_description& options, MeshOptions& mesh);
+void add_run_ahead_option(po::options_description& options, bool& no_run_ahead);
 
 void check_mesh_options(const MeshOptions& mesh, const char* batch_option = "batch-size");
 

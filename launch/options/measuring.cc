@@ -25,11 +25,13 @@ std::optional<BenchOptions> parse_bench_options(std::span<const std::string> arg
   BenchOptions o;
   o.mesh.batch_size = 1;
   std::string checkpoint, shape, json, parts;
+  bool no_run_ahead = false;
   po::options_description options("Options");
   add_mesh_options(options, o.mesh, checkpoint);
   add_attention_option(options, o.mesh);
   add_context_option(options, o.mesh);
   add_weight_options(options, o.mesh);
+  add_run_ahead_option(options, no_run_ahead);
   options.add_options()  //
       ("batch", value(o.mesh.batch_size, "B"), "rows in flight on the whole mesh")  //
       ("shape", value(shape, "D,layers,q_heads,kv_heads,vocab,seqlen"), "random weights of this shape instead of a checkpoint")  //
@@ -54,6 +56,7 @@ std::optional<BenchOptions> parse_bench_options(std::span<const std::string> arg
   check(!o.load || !checkpoint.empty(), "--parts load: needs a --checkpoint to load");
   check(o.repeat >= 1, "--repeat {}: must be 1 or more", o.repeat);
   o.mesh.checkpoint = checkpoint;
+  o.run_ahead = !no_run_ahead;
   o.json = json;
   if (!shape.empty()) o.shape = parse_shape(shape);
   check_mesh_options(o.mesh, "batch");

@@ -55,6 +55,7 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
   add_weight_options(options, o.mesh);
   add_rows_options(options, prompts, output);
   add_chat_options(options, o.chat);
+  add_run_ahead_option(options, no_run_ahead);
   options.add_options()("batch-size", value(batch_size, "B"), "rows in flight on the whole mesh; auto: as many as fit into memory");
   options.add_options()  //
       ("prompt", po::value(&o.prompt)->value_name("TEXT"), "a prompt, instead of --prompts; repeatable")  //
@@ -76,7 +77,6 @@ std::optional<GenerateCommandOptions> parse_generate_options(std::span<const std
       ("prefill-chunk", value(o.generate.prefill_chunk, "N"), "prompt tokens that a rank prefills between two decode steps at most; changes no result")  //
       ("static-batches", po::bool_switch(&o.generate.static_batches), "rows enter only when the whole batch has finished")  //
       ("shards", value(shards, "HOW"), "shared: a row goes to whichever rank has room; static: row i to rank i mod ranks; changes no result")  //
-      ("no-run-ahead", po::bool_switch(&no_run_ahead), "a GPU waits until the host has each step's tokens; changes no result")  //
       ("sentinel", value(o.generate.sentinel, "STEPS"), "every so many steps a 256th of the weights in memory is compared with the other ranks'; 0: never")  //
       ("metrics", value(metrics, "FILE"), "where the time goes, a JSON line every --metrics-interval; appended")  //
       ("prometheus", value(prometheus, "FILE"), "the same as Prometheus' text, replaced every --metrics-interval")  //

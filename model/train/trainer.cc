@@ -144,9 +144,9 @@ void Trainer::check_own_finite(const Tensor& own, const std::string& what) const
   if (!matrix.empty()) throw NotFinite(fmt::format("{} of {} is not finite", what, matrix));
 }
 
-void Trainer::check_finite(const Tensor& vector, const std::string& what) const {
+void Trainer::check_finite(const std::string& what) const {
   for (const Matrix& m : layout_.matrices) {
-    if (!std::isfinite(ops_.sum_squares(device_.resident(layout_.of(m, vector))))) throw NotFinite(fmt::format("{} of {} is not finite", what, m.name));
+    if (!std::isfinite(ops_.sum_squares(layout_.of(m, vector_)))) throw NotFinite(fmt::format("{} of {} is not finite", what, m.name));
   }
 }
 

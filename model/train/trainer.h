@@ -58,9 +58,9 @@ class Trainer {
   /// Mean loss over all rows. Collective. Throws NotFinite.
   double evaluate(const AllRows& rows);
 
-  /// Throws NotFinite, which names `what` and the matrix, unless all numbers of a vector f32 [layout.size] in the host's memory are finite.
-  void check_finite(const Tensor& vector, const std::string& what) const;
-  /// The same of the ranks' own elements of one, f32 [own elements] in the device's memory. Collective.
+  /// Throws NotFinite, which names `what` and the matrix, unless all parameters are finite.
+  void check_finite(const std::string& what) const;
+  /// The same of the ranks' own elements of a vector, f32 [own elements] in the device's memory. Collective.
   void check_own_finite(const Tensor& own, const std::string& what) const;
 
   const StepTimes& times() const { return times_; }

@@ -45,11 +45,6 @@ bool equally_long(std::span<const Segment> segments, std::int64_t size) {
 
 }  // namespace
 
-SdpaLayout layout_of(const SdpaShape& s) {
-  const std::int64_t row = s.heads * s.head_dim, kv_row = s.kv_heads * s.head_dim, ring = s.size * s.head_dim;
-  return {s, {s.queries * row, s.head_dim, row, 1}, {s.kv_heads * ring, ring, s.head_dim, 1}, {s.queries * kv_row, s.head_dim, kv_row, 1}};
-}
-
 bool CudaDevice::leaves_rows(std::span<const Segment> segments, std::int64_t size) const {
   return cudnn_ && std::any_of(segments.begin(), segments.end(), [=](const Segment& s) { return wraps(s, size); });
 }

@@ -59,53 +59,28 @@ __global__ void __launch_bounds__(Layout<T, head>::threads) facts_kernel(Attenti
   if (first >= count) return;
   const Lane lane;
   std::byte* shared = dynamic_shared();
-  const float scale = rows.scale();
-  fill_rows<T, head, L::threads>(shared + L::x, L::stride, L::rows, count - first, rows.h, [&](std::int64_t i) { return rows.query(task.q, q_head, first + i); });
-  float largest[2] = {-infinity, -infinity}, sum[2] = {};
+  fill_rows<T, head, L::threads>(shared + L::x, L::stride, L::rows, 0, count - first, rows.h, [&](std::int64_t i) { return rows.query(task.q, q_head, first + i); });
+  Softmax softmax;
   const std::int64_t last = first + L::rows < count ? first + L::rows : count;
   for (std::int64_t block = rows.oldest(first) / L::columns; block * L::columns < last; ++block) {
     __syncthreads();  // the block before has been read
-    fill_rows<T, head, L::threads>(shared + L::u, L::stride, L::columns, count - block * L::columns, rows.h,
+    fill_rows<T, head, L::threads>(shared + L::u, L::stride, L::columns, 0, count - block * L::columns, rows.h,
                                    [&](std::int64_t i) { return rows.key(task.ring.k, block * L::columns + i); });
     copy_async_commit();
     copy_async_wait<0>();
     __syncthreads();
-    float score[L::columns / 8][4] = {};
-    dots<T, head, L::columns>(lane, shared + L::x + lane.warp * warp_rows * L::stride, shared + L::u, L::stride, rows.h, score);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const std::int64_t query = first + lane.warp * warp_rows + lane.g + 8 * half;
-      float most = largest[half];
-#pragma unroll
-      for (int n = 0; n < L::columns / 8; ++n) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          float& x = score[n][2 * half + c];
-          x = rows.sees(query, block * L::columns + n * 8 + 2 * lane.q + c) ? x * scale : -infinity;
-          most = larger(most, x);
-        }
-      }
-#pragma unroll
-      for (int lanes = 1; lanes <= 2; lanes *= 2) most = larger(most, __shfl_xor_sync(all_lanes, most, lanes));
-      float more = 0;
-#pragma unroll
-      for (int n = 0; n < L::columns / 8; ++n) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) more = more + exp_f32(score[n][2 * half + c] - most);  // 0 while nothing is seen: exp_f32 of a not-a-number is 0
-      }
-      sum[half] = fmaf(sum[half], exp_f32(largest[half] - most), more);
-      largest[half] = most;
-    }
+    float score[L::columns / 8][4] = {}, decay[2];
+    dots<T, head>(lane, shared + L::x + lane.warp * warp_rows * L::stride, shared + L::u, L::stride, rows.h, score);
+    softmax.add(lane, rows.scale(), [&](int half, int j) { return rows.sees(first + lane.row(half), block * L::columns + j); }, score, decay);
   }
+  softmax.gather_sums();
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const std::int64_t query = first + lane.warp * warp_rows + lane.g + 8 * half;
-#pragma unroll
-    for (int lanes = 1; lanes <= 2; lanes *= 2) sum[half] = sum[half] + __shfl_xor_sync(all_lanes, sum[half], lanes);
+    const std::int64_t query = first + lane.row(half);
     if (query >= count || lane.q != 0) continue;
     float* to = task.facts + rows.pair(q_head, query) * 3;
-    to[0] = largest[half];
-    to[1] = 1.0f / sum[half];
+    to[0] = softmax.largest[half];
+    to[1] = 1.0f / softmax.sum[half];
   }
   for (int i = 0; i < warp_rows; ++i) {
     const std::int64_t query = first + lane.warp * warp_rows + i;
@@ -142,7 +117,7 @@ __global__ void __launch_bounds__(Layout<T, head>::threads) slopes_kernel(Attent
   Facts own_facts[2] = {};
 
   const auto fill = [&](int at, int n, std::int64_t from, const auto& address) {
-    fill_rows<T, head, L::threads>(shared + at, L::stride, n, count - from, rows.h, [&](std::int64_t i) { return address(from + i); });
+    fill_rows<T, head, L::threads>(shared + at, L::stride, n, 0, count - from, rows.h, [&](std::int64_t i) { return address(from + i); });
   };
   const auto fill_keys = [&](int x, int y, int n, std::int64_t from) {
     fill(x, n, from, [&](std::int64_t i) { return rows.key(task.ring.k, i); });
@@ -157,7 +132,7 @@ __global__ void __launch_bounds__(Layout<T, head>::threads) slopes_kernel(Attent
   } else {
     fill_queries(L::x, L::y, L::rows, first, head_begin);
     for (int half = 0; half < 2; ++half) {
-      const std::int64_t query = first + lane.warp * warp_rows + lane.g + 8 * half;
+      const std::int64_t query = first + lane.row(half);
       const float* from = task.facts + rows.pair(head_begin, query < count ? query : first) * 3;
       own_facts[half] = {from[0], from[1], from[2]};
     }
@@ -179,14 +154,14 @@ __global__ void __launch_bounds__(Layout<T, head>::threads) slopes_kernel(Attent
       copy_async_wait<0>();
       __syncthreads();
       float weight[L::columns / 8][4] = {}, slope[L::columns / 8][4] = {};
-      dots<T, head, L::columns>(lane, shared + L::x + own, shared + L::u, L::stride, rows.h, weight);
-      dots<T, head, L::columns>(lane, shared + L::y + own, shared + L::w, L::stride, rows.h, slope);
+      dots<T, head>(lane, shared + L::x + own, shared + L::u, L::stride, rows.h, weight);
+      dots<T, head>(lane, shared + L::y + own, shared + L::w, L::stride, rows.h, slope);
 #pragma unroll
       for (int n = 0; n < L::columns / 8; ++n) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const int j = n * 8 + 2 * lane.q + i % 2;
-          const std::int64_t of_row = first + lane.warp * warp_rows + lane.g + i / 2 * 8, of_column = column + j;
+          const int j = lane.column(n, i % 2);
+          const std::int64_t of_row = first + lane.row(i / 2), of_column = column + j;
           const Facts f = keys ? Facts{column_facts[3 * j], column_facts[3 * j + 1], column_facts[3 * j + 2]} : own_facts[i / 2];
           const bool seen = keys ? rows.sees(of_column, of_row) : rows.sees(of_row, of_column);
           const float p = seen ? exp_f32(weight[n][i] * scale - f.largest) * f.inverse : 0.0f;
@@ -194,8 +169,8 @@ __global__ void __launch_bounds__(Layout<T, head>::threads) slopes_kernel(Attent
           weight[n][i] = p;
         }
       }
-      add_products<T, L::columns, L::width>(lane, slope, shared + L::u + part * static_cast<int>(sizeof(T)), L::stride, scratch, sum);
-      if constexpr (keys) add_products<T, L::columns, L::width>(lane, weight, shared + L::w + part * static_cast<int>(sizeof(T)), L::stride, scratch, of_values);
+      add_products<T, 1>(lane, slope, shared + L::u + part * static_cast<int>(sizeof(T)), L::stride, scratch, sum);
+      if constexpr (keys) add_products<T, 1>(lane, weight, shared + L::w + part * static_cast<int>(sizeof(T)), L::stride, scratch, of_values);
     }
   }
 
@@ -204,7 +179,7 @@ __global__ void __launch_bounds__(Layout<T, head>::threads) slopes_kernel(Attent
     for (int n = 0; n < L::width / 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const std::int64_t token = first + lane.warp * warp_rows + lane.g + i / 2 * 8, d = part + n * 8 + 2 * lane.q + i % 2;
+        const std::int64_t token = first + lane.row(i / 2), d = part + lane.column(n, i % 2);
         const std::int64_t row = keys ? (rows.s.offset + token) * task.ring.kv_heads + rows.kv_head : rows.pair(head_begin, token);
         if (token < count && d < rows.h) static_cast<T*>(to)[row * rows.h + d] = from_float<T>(x[n][i]);
       }
@@ -230,20 +205,10 @@ cudaError_t start(const Queue& queue, const AttentionBackwardTask& task) {
   return status;
 }
 
-template <int head>
-cudaError_t start(const Queue& queue, const AttentionBackwardTask& task) {
-  return task.ring.bf16 ? start<bfloat16, head>(queue, task) : start<float, head>(queue, task);
-}
-
 }  // namespace
 
 cudaError_t attention_backward(const Queue& queue, const AttentionBackwardTask& task) {
-  const std::int64_t h = task.ring.head_dim;
-  if (h <= 32) return start<32>(queue, task);
-  if (h <= 64) return start<64>(queue, task);
-  if (h <= 96) return start<96>(queue, task);
-  if (h <= 128) return start<128>(queue, task);
-  return h <= largest_head ? start<largest_head>(queue, task) : cudaErrorInvalidValue;
+  return start_for_head(task.ring.head_dim, [&]<int head>() { return task.ring.bf16 ? start<bfloat16, head>(queue, task) : start<float, head>(queue, task); });
 }
 
 }  // namespace kvmesh::cuda

@@ -35,7 +35,11 @@ struct SdpaLayout {
   SdpaShape shape;
   std::int64_t q_strides[4], kv_strides[4], dkv_strides[4];
 };
-SdpaLayout layout_of(const SdpaShape& shape);
+
+inline SdpaLayout layout_of(const SdpaShape& s) {
+  const std::int64_t row = s.heads * s.head_dim, kv_row = s.kv_heads * s.head_dim, ring = s.size * s.head_dim;
+  return {s, {s.queries * row, s.head_dim, row, 1}, {s.kv_heads * ring, ring, s.head_dim, 1}, {s.queries * kv_row, s.head_dim, kv_row, 1}};
+}
 
 /// Of one call, all in the device's memory.
 struct SdpaMemory {

@@ -10,6 +10,9 @@ namespace kvmesh::cuda {
 /// GPUs that answer; 0 also where there is no driver.
 int device_count();
 
+/// Why none answers.
+std::string why_none();
+
 /// The toolkit's and libraries' versions that this was built with and runs with, for people.
 std::string versions();
 

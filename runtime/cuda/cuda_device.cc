@@ -36,6 +36,13 @@ int device_count() {
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
+std::string why_none() {
+  int count = 0, driver = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return "there is no driver";
+  return status == cudaSuccess ? "this process sees none" : cudaGetErrorString(status);
+}
+
 std::string versions() {
   int driver = 0, runtime = 0;
   cudaDriverGetVersion(&driver);

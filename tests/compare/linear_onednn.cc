@@ -1,5 +1,5 @@
 // Our linear beside oneDNN's matmul with packed weights, on the shapes of the seed's layers: which is faster at how many rows. Needs libdnnl-dev:
-//   g++ -O2 -std=c++20 -I. tests/compare/linear_onednn.cc build/runtime/libkvmesh_runtime.a -ldnnl -lfmt -lpthread -o build/linear_onednn
+//   g++ -O2 -std=c++20 -I. tests/compare/linear_onednn.cc build/runtime/libkvmesh_runtime.a build/runtime/libkvmesh_cpu_kernels.so -Wl,-rpath,$PWD/build/runtime -ldnnl -lfmt -lpthread -o build/linear_onednn
 #include "runtime/device.h"
 
 #include <dnnl.hpp>

@@ -1,13 +1,11 @@
 // CUDA for tests on a machine without a GPU: kvmesh's .cu files compile with the host's compiler when this folder stands where the toolkit's
 // headers would. Only what kvmesh uses is here. Blocks run one after another, a block's threads as fibers that are switched at barriers;
 // what is enqueued on a stream is done when somebody waits for it and not before, copies to and from the host included, so that whoever reads too
-// early, or writes too early what is still to be read, gets the wrong bytes; memory of the "device" is host memory, filled with not-a-numbers.
+// early, or writes too early what is still to be read, gets the wrong bytes. Memory of the "device" is host memory, filled with not-a-numbers, which the host
+// may not touch: a program that takes the device's memory for its own ends there.
 #pragma once
 
-#include <malloc.h>
-
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -78,6 +76,17 @@ T from_lane(const std::byte* all, int lane) {
   return value;
 }
 
+/// The device's memory, 256-byte aligned. Under AddressSanitizer, which sees accesses beyond a piece of it, the host is not kept from it.
+void* allocate(std::size_t bytes);
+void release(void* p);
+std::size_t allocated();
+
+/// While it lives, the device works, and its memory may be touched.
+struct Working {
+  Working();
+  ~Working();
+};
+
 }  // namespace cuda_emulator
 
 inline void __syncthreads() { cuda_emulator::sync_block(); }
@@ -146,6 +155,8 @@ struct EmulatedStream {
     ++enqueued;
   }
   void run_until(std::uint64_t count) {
+    if (done >= count) return;
+    const cuda_emulator::Working working;
     for (; done < count; ++done) {
       const std::function<void()> work = std::move(waiting.front());
       waiting.pop_front();
@@ -191,21 +202,12 @@ inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
 }
 inline cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) { return *ms = 1, cudaSuccess; }
 
-inline std::atomic<std::size_t> device_bytes = 0;  // that are allocated
-inline cudaError_t cudaMalloc(void** p, std::size_t bytes) {
-  *p = nullptr;
-  if (posix_memalign(p, 256, bytes) != 0) return cudaErrorMemoryAllocation;
-  std::memset(*p, 0xff, bytes);
-  device_bytes += malloc_usable_size(*p);
-  return cudaSuccess;
+inline cudaError_t cudaMallocAsync(void** p, std::size_t bytes, cudaStream_t s) {
+  if (s->capturing) return cudaErrorInvalidValue;
+  return (*p = cuda_emulator::allocate(bytes)) ? cudaSuccess : cudaErrorMemoryAllocation;
 }
-inline cudaError_t cudaFree(void* p) {
-  device_bytes -= malloc_usable_size(p);
-  return std::free(p), cudaSuccess;
-}
-inline cudaError_t cudaMallocAsync(void** p, std::size_t bytes, cudaStream_t s) { return s->capturing ? cudaErrorInvalidValue : cudaMalloc(p, bytes); }
 inline cudaError_t cudaFreeAsync(void* p, cudaStream_t s) {
-  s->enqueue([=] { cudaFree(p); });
+  s->enqueue([=] { cuda_emulator::release(p); });
   return cudaSuccess;
 }
 using cudaMemPool_t = void*;
@@ -213,14 +215,13 @@ enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
 inline cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t*, int) { return cudaSuccess; }
 inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
 inline cudaError_t cudaMallocHost(void** p, std::size_t bytes) {
-  const cudaError_t status = cudaMalloc(p, bytes);
-  device_bytes -= malloc_usable_size(*p);
-  return status;
+  if (posix_memalign(p, 256, bytes) != 0) return cudaErrorMemoryAllocation;
+  return std::memset(*p, 0xff, bytes), cudaSuccess;
 }
 inline cudaError_t cudaFreeHost(void* p) { return std::free(p), cudaSuccess; }
 inline cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
   *total = std::size_t{1} << 30;
-  *free = *total - std::min(*total, device_bytes.load());
+  *free = *total - std::min(*total, cuda_emulator::allocated());
   return cudaSuccess;
 }
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t s) {

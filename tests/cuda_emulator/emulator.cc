@@ -1,10 +1,11 @@
-// Fibers for the threads of a block: x86-64, one stack each, switched only at barriers.
+// Fibers for the threads of a block: x86-64, one stack each, switched only at barriers. And the device's memory.
 #include "cuda_runtime.h"
 
 #include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <map>
 #include <utility>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -209,6 +210,85 @@ const std::byte* exchange(const void* mine, std::size_t bytes) {
   if (warp.barrier.arrived == warp.barrier.expected - 1) warp.turn ^= 1;
   sync_warp();
   return buffer;
+}
+
+#if defined(__SANITIZE_ADDRESS__)
+namespace {
+std::map<void*, std::size_t> pieces;
+}
+
+void* allocate(std::size_t bytes) {
+  void* p = nullptr;
+  if (posix_memalign(&p, 256, bytes) != 0) return nullptr;
+  pieces[p] = bytes;
+  return std::memset(p, 0xff, bytes);
+}
+
+void release(void* p) {
+  pieces.erase(p);
+  std::free(p);
+}
+
+Working::Working() = default;
+Working::~Working() = default;
+#else
+namespace {
+
+constexpr std::size_t room = std::size_t{1} << 36, page = 4096;
+
+std::byte* const memory = [] {
+  void* p = mmap(nullptr, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) std::abort();
+  return static_cast<std::byte*>(p);
+}();
+std::size_t used = 0;  // of it
+std::map<void*, std::size_t> pieces;
+std::multimap<std::size_t, void*> spare;  // by size
+int working = 0;
+
+void protect(void* p, std::size_t bytes, int protection) {
+  if (bytes > 0 && mprotect(p, bytes, protection) != 0) std::abort();
+}
+
+}  // namespace
+
+void* allocate(std::size_t bytes) {
+  bytes = (bytes + page - 1) / page * page;
+  void* p = memory + used;
+  if (const auto found = spare.find(bytes); found != spare.end()) {
+    p = found->second;
+    spare.erase(found);
+  } else {
+    if (bytes > room - used) return nullptr;
+    used += bytes;
+  }
+  pieces[p] = bytes;
+  protect(p, bytes, PROT_READ | PROT_WRITE);
+  std::memset(p, 0xff, bytes);
+  if (working == 0) protect(p, bytes, PROT_NONE);
+  return p;
+}
+
+void release(void* p) {
+  const auto piece = pieces.find(p);
+  madvise(p, piece->second, MADV_DONTNEED);
+  spare.emplace(piece->second, p);
+  pieces.erase(piece);
+}
+
+Working::Working() {
+  if (working++ == 0) protect(memory, used, PROT_READ | PROT_WRITE);
+}
+
+Working::~Working() {
+  if (--working == 0) protect(memory, used, PROT_NONE);
+}
+#endif
+
+std::size_t allocated() {
+  std::size_t bytes = 0;
+  for (const auto& [p, size] : pieces) bytes += size;
+  return bytes;
 }
 
 }  // namespace cuda_emulator

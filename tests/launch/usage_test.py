@@ -86,11 +86,14 @@ class Usage(CommandLineTest):
             self.usage_error(*command, "--checkpoint", self.checkpoint, "--batch-size", -1, parts=["--batch-size -1"])
         self.usage_error("bench", "--checkpoint", self.checkpoint, "--batch", -1, parts=["--batch -1"])
 
-    def test_bench_has_the_batch_it_was_given(self):
+    def test_bench_has_what_it_was_given(self):
         figures = self.path("bench.json")
-        done = self.run_command("bench", "--shape", "16,1,2,1,64,32", "--batch", 3, "--prompt-len", 4, "--new-tokens", 2, "--repeat", 1, "--json", figures)
-        self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertEqual(json.loads(figures.read_text())["batch"], 3)
+        words = ["bench", "--shape", "16,1,2,1,64,32", "--batch", 3, "--prompt-len", 4, "--new-tokens", 2, "--repeat", 1, "--json", figures]
+        for more, ahead in (([], True), (["--no-run-ahead"], False)):
+            done = self.run_command(*words, *more)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            told = json.loads(figures.read_text())
+            self.assertEqual((told["batch"], told["run_ahead"]), (3, ahead))
 
     def test_output_that_cannot_be(self):
         for output, part in (("/proc/out.jsonl", "/proc/out.jsonl"), (self.folder, "folder"), (self.path("none") / "out.jsonl", "No such file")):

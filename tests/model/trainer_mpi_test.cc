@@ -6,7 +6,9 @@
 #include "tests/runtime/test_device.h"
 
 #include <cstring>
+#include <limits>
 #include <random>
+#include <utility>
 
 namespace kvmesh {
 namespace {
@@ -86,6 +88,31 @@ TEST(Trainer, ACutWithinAMatrixChangesNoBit) {
     const Trained alone = train(*self, dtype, false, vocab), together = train(group->world(), dtype, false, vocab);
     EXPECT_TRUE(alone == together) << name_of(dtype);
     EXPECT_NE(alone.losses.front(), alone.losses.back());
+  }
+}
+
+TEST(Trainer, ParametersThatAreNotFiniteAreNamed) {
+  const auto device = test_device();
+  const ModelConfig config = tiny(40);
+  const ParamLayout layout(config);
+  Communicator& ranks = group->world();
+  Trainer trainer(config, DType::bf16, *device, ranks, layout, {.optimizer = {.steps = 3}, .batch = {4, 1, split(4, ranks.size(), ranks.rank())}});
+  initialize(config, layout, Init::copying, 7, trainer.parameters());
+  trainer.parameters_changed();
+  EXPECT_NO_THROW(trainer.check_finite("the weight"));
+  for (const Matrix& m : layout.matrices) {
+    for (const float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+      float& element = trainer.parameters().data<float>()[m.offset + m.size() - 1];
+      const float good = std::exchange(element, bad);
+      trainer.parameters_changed();
+      try {
+        trainer.check_finite("step 3: the new weight");
+        ADD_FAILURE() << "no error with " << bad << " in " << m.name;
+      } catch (const NotFinite& e) {
+        EXPECT_EQ(e.what(), fmt::format("step 3: the new weight of {} is not finite", m.name));
+      }
+      element = good;
+    }
   }
 }
 

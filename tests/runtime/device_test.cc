@@ -99,6 +99,19 @@ TEST(Device, DownloadsComeInTheirOrder) {
   EXPECT_EQ(device->download(device->empty(DType::f32, {0, 4}))->wait().numel(), 0);
 }
 
+// What a GPU would answer with a fault, so that no test passes that reads a device's memory as the host's.
+TEST(DeviceDeathTest, TheHostDoesNotTouchTheEmulatedDevicesMemory) {
+#if defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP() << "the sanitizer looks after it";
+#endif
+  if (!emulated()) GTEST_SKIP() << "no emulator";
+  const auto device = test_device();
+  const Tensor t = device->empty(DType::f32, {4});
+  EXPECT_DEATH(static_cast<void>(*static_cast<volatile float*>(t.raw())), "");
+  device->copy(host_tensor(DType::f32, {4}), t);
+  EXPECT_DEATH(static_cast<void>(*static_cast<volatile float*>(t.raw())), "");
+}
+
 TEST(Device, EmptyBatchesAreNoWork) {
   const auto device = test_device();
   const Tensor none = device->empty(DType::f32, {0, 4});
