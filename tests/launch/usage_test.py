@@ -1,5 +1,6 @@
 """Wrong usage, wrong checkpoints, INI files, failing files, and the commands that run alone (contract, section 4): exit codes, and one line on standard error."""
 
+import fcntl
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import termios
 
 from command_line import (EOT, KVMESH, PAD, SOURCE, VOCAB, D, CommandLineTest, config_of, random_weights, run_tests, shapes_of, text_of, write_checkpoint)
 
@@ -264,6 +266,21 @@ class Files(CommandLineTest):
         done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=60)
         os.close(writer)
         self.assertEqual((done.returncode, done.stderr.splitlines()[-1]), (74, b"kvmesh: standard output: Broken pipe"))
+
+    def test_a_terminal_is_written_to_and_not_read(self):
+        """mpirun is in its background, where a terminal with tostop would hold it up."""
+        terminal, ours = os.openpty()
+        attributes = termios.tcgetattr(ours)
+        attributes[3] |= termios.TOSTOP
+        termios.tcsetattr(ours, termios.TCSANOW, attributes)
+        def in_front():
+            os.setsid()
+            fcntl.ioctl(ours, termios.TIOCSCTTY)
+        command = self.command("generate", "--checkpoint", self.checkpoint, "--prompts", "/dev/stdin", ranks=2)
+        self.assertEqual(subprocess.run(command, stdin=ours, stdout=ours, stderr=ours, preexec_fn=in_front, timeout=60).returncode, 1)
+        self.assertEqual(os.read(terminal, 1000), b"kvmesh: no input: /dev/stdin has no rows\r\n")
+        os.close(ours)
+        os.close(terminal)
 
     def test_prompts_that_cannot_be_read(self):
         self.assert_one_line_error(self.run_command("generate", "--checkpoint", self.checkpoint, "--prompts", "/proc/self/mem", ranks=2), 74, "/proc/self/mem")
