@@ -121,7 +121,9 @@ class GoingOn(Job):
                 self.finish()
 
     def test_signals(self):
-        for ranks, which, number in ((2, "launcher", signal.SIGUSR1), (2, "launcher", signal.SIGTERM), (3, 1, signal.SIGTERM), (1, 0, signal.SIGTERM), (1, 0, signal.SIGUSR1), (1, 0, signal.SIGINT)):
+        self.addCleanup(signal.signal, signal.SIGHUP, signal.signal(signal.SIGHUP, signal.SIG_DFL))  # these tests' nohup is not the job's
+        for ranks, which, number in ((2, "launcher", signal.SIGUSR1), (2, "launcher", signal.SIGTERM), (2, "launcher", signal.SIGHUP), (3, 1, signal.SIGTERM),
+                                     (1, 0, signal.SIGTERM), (1, 0, signal.SIGUSR1), (1, 0, signal.SIGINT)):
             job = self.start(ranks=ranks, lines=self.journal.read_bytes().count(b"\n") + 3 if self.journal.exists() else 6)
             os.kill(job.pid if which == "launcher" else self.ranks_of(job, ranks)[which], number)
             _, errors = job.communicate(timeout=30)
