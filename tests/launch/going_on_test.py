@@ -121,7 +121,6 @@ class GoingOn(Job):
                 self.finish()
 
     def test_signals(self):
-        self.addCleanup(signal.signal, signal.SIGHUP, signal.signal(signal.SIGHUP, signal.SIG_DFL))  # these tests' nohup is not the job's
         for ranks, which, number in ((2, "launcher", signal.SIGUSR1), (2, "launcher", signal.SIGTERM), (2, "launcher", signal.SIGHUP), (3, 1, signal.SIGTERM),
                                      (1, 0, signal.SIGTERM), (1, 0, signal.SIGUSR1), (1, 0, signal.SIGINT)):
             job = self.start(ranks=ranks, lines=self.journal.read_bytes().count(b"\n") + 3 if self.journal.exists() else 6)
@@ -326,4 +325,5 @@ class Ranks(Job):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a nohup of these tests is not one of their jobs
     run_tests(at_once=3)
