@@ -1,6 +1,6 @@
 // Memory that the ranks of one host share: a sealed, unnamed memory file of the host's first rank that the others open through /proc; all write
 // parts of it before it is sealed. A rank that is alone on its host has memory of its own. Pages are huge where the system lets them be: weights are
-// read through, and a fifth to a third of the bandwidth is lost to 4 KiB pages.
+// read from end to end each step, and a fifth of the bandwidth is lost to 4 KiB pages (docs/speed.md).
 #include "comm/process_group.h"
 
 #include <fcntl.h>

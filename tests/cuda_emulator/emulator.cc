@@ -246,14 +246,16 @@ std::map<void*, std::size_t> pieces;
 std::multimap<std::size_t, void*> spare;  // by size
 int working = 0;
 
+std::size_t whole_pages(std::size_t bytes) { return (bytes + page - 1) / page * page; }
+
 void protect(void* p, std::size_t bytes, int protection) {
   if (bytes > 0 && mprotect(p, bytes, protection) != 0) std::abort();
 }
 
 }  // namespace
 
-void* allocate(std::size_t bytes) {
-  bytes = (bytes + page - 1) / page * page;
+void* allocate(std::size_t asked) {
+  const std::size_t bytes = whole_pages(asked);
   void* p = memory + used;
   if (const auto found = spare.find(bytes); found != spare.end()) {
     p = found->second;
@@ -262,7 +264,7 @@ void* allocate(std::size_t bytes) {
     if (bytes > room - used) return nullptr;
     used += bytes;
   }
-  pieces[p] = bytes;
+  pieces[p] = asked;
   protect(p, bytes, PROT_READ | PROT_WRITE);
   std::memset(p, 0xff, bytes);
   if (working == 0) protect(p, bytes, PROT_NONE);
@@ -271,8 +273,9 @@ void* allocate(std::size_t bytes) {
 
 void release(void* p) {
   const auto piece = pieces.find(p);
-  madvise(p, piece->second, MADV_DONTNEED);
-  spare.emplace(piece->second, p);
+  const std::size_t bytes = whole_pages(piece->second);
+  madvise(p, bytes, MADV_DONTNEED);
+  spare.emplace(bytes, p);
   pieces.erase(piece);
 }
 
