@@ -23,7 +23,9 @@ template <typename... Args>
 
 constexpr int max_depth = 256;  // what is passed through is written by a function that calls itself
 
-bool nested_deeper(std::string_view json, int depth) {
+// see(i) at the places of a JSON text that are not within its strings, until it says no; it may move i on. Whether it never did.
+template <typename See>
+bool outside_strings(std::string_view json, const See& see) {
   bool text = false;
   for (std::size_t i = 0; i < json.size(); ++i) {
     if (text) {
@@ -31,35 +33,39 @@ bool nested_deeper(std::string_view json, int depth) {
       else text = json[i] != '"';
     } else if (json[i] == '"') {
       text = true;
-    } else if (json[i] == '[' || json[i] == '{') {
-      if (--depth < 0) return true;
-    } else if (json[i] == ']' || json[i] == '}') {
-      ++depth;
+    } else if (!see(i)) {
+      return false;
     }
   }
-  return false;
+  return true;
+}
+
+bool nested_deeper(std::string_view json, int depth) {
+  return !outside_strings(json, [&](std::size_t i) {
+    if (json[i] == '[' || json[i] == '{') return --depth >= 0;
+    if (json[i] == ']' || json[i] == '}') ++depth;
+    return true;
+  });
 }
 
 // The first integer that has more than 64 bits in a text that is valid JSON; empty: none. The parser makes another number of it, which would come out again.
 std::string_view long_integer(std::string_view json) {
   constexpr std::string_view digits = "0123456789", number = "+-.eE0123456789";
-  bool text = false;
-  for (std::size_t i = 0; i < json.size(); ++i) {
-    if (text) {
-      if (json[i] == '\\') ++i;
-      else text = json[i] != '"';
-    } else if (json[i] == '"') {
-      text = true;
-    } else if (json[i] == '-' || digits.find(json[i]) != digits.npos) {
-      const std::string_view all = json.substr(i, json.find_first_not_of(number, i) - i);
-      std::uint64_t magnitude = 0;
-      const char* const begin = all.data() + (all[0] == '-'), * const end = all.data() + all.size();
-      const auto [stop, error] = std::from_chars(begin, end, magnitude);
-      if (stop == end && (error != std::errc() || (all[0] == '-' && magnitude > std::uint64_t{1} << 63))) return all;
-      i += all.size() - 1;
+  std::string_view found;
+  outside_strings(json, [&](std::size_t& i) {
+    if (json[i] != '-' && digits.find(json[i]) == digits.npos) return true;
+    const std::string_view all = json.substr(i, json.find_first_not_of(number, i) - i);
+    std::uint64_t magnitude = 0;
+    const char* const begin = all.data() + (all[0] == '-'), * const end = all.data() + all.size();
+    const auto [stop, error] = std::from_chars(begin, end, magnitude);
+    if (stop == end && (error != std::errc() || (all[0] == '-' && magnitude > std::uint64_t{1} << 63))) {
+      found = all;
+      return false;
     }
-  }
-  return {};
+    i += all.size() - 1;
+    return true;
+  });
+  return found;
 }
 
 // The line as an object; its id (and later every other part) is in `text` as soon as it is known.
