@@ -82,7 +82,7 @@ Json parse_object(std::string_view line, RowText& text) {
   }
   if (!object.is_object()) reject("not a JSON object but {}", object.type_name());
   const std::string_view too_long = long_integer(line);
-  if (object.contains("id") && (too_long.empty() || !object["id"].is_number_float())) text.id = object["id"];
+  if (object.contains("id") && (too_long.empty() || !(object["id"].is_number_float() || object["id"].is_structured()))) text.id = object["id"];
   if (!too_long.empty()) reject("the integer {} has more than 64 bits", too_long.substr(0, 100));
   return object;
 }

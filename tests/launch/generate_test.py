@@ -273,9 +273,9 @@ class ErrorRows(CommandLineTest):
     def test_integers_that_would_come_out_as_other_numbers(self):
         self.check_rows([{"id": "x", "prompt": "a", "note": {"uuid": [1, 2**128 - 1]}}], [str(2**128 - 1)])
         fits = [2**64 - 1, -(2**63), "1" * 40, 1e30, 0]
-        out = self.generate("--prompts", self.rows(*({"prompt": "a", "id": id} for id in (*fits, 2**64, -(2**63) - 1))), "--max-new-tokens", 1, exit_code=2)
-        self.assertEqual([row["id"] for row in out[:-2]], fits)
-        self.assertEqual(out[-2:], [{"index": 5, "error": f"the integer {2**64} has more than 64 bits"}, {"index": 6, "error": f"the integer {-(2**63) - 1} has more than 64 bits"}])
+        out = self.generate("--prompts", self.rows(*({"prompt": "a", "id": id} for id in (*fits, 2**64, -(2**63) - 1, [2**64]))), "--max-new-tokens", 1, exit_code=2)
+        self.assertEqual([row["id"] for row in out[:-3]], fits)
+        self.assertEqual(out[-3:], [{"index": i, "error": f"the integer {n} has more than 64 bits"} for i, n in ((5, 2**64), (6, -(2**63) - 1), (7, 2**64))])
 
     def test_option_values(self):
         bad = [("max_new_tokens", 0), ("max_new_tokens", -3), ("max_new_tokens", 2.5), ("max_new_tokens", "9"), ("max_new_tokens", 10**18), ("temperature", "hot"), ("temperature", True), ("temperature", 1e300),
